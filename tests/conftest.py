@@ -1,0 +1,29 @@
+"""What holds for all tests."""
+
+import os
+
+import hypothesis
+import pytest
+
+# A machine shared with others says nothing about speed, so no example has a deadline.
+# In CI every run draws the same examples.
+hypothesis.settings.register_profile("trainlab", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.load_profile("trainlab")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `cuda` are skipped where there is no GPU."""
+    needs_gpu = [item for item in items if item.get_closest_marker("cuda")]
+    if not needs_gpu:
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in needs_gpu:
+            item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_run_folder_from_outside() -> None:
+    """A run folder named by the shell that started the tests is not theirs."""
+    os.environ.pop("TRAINLAB_RUN_DIR", None)

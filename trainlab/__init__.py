@@ -1,0 +1,49 @@
+"""trainlab: one file trains, validates, reports, checkpoints and resumes.
+
+The public names are loaded when they are first touched (PEP 562), so that
+``import trainlab`` costs nothing: no torch, and no package that a program does
+not use. Editors and type checkers read ``__init__.pyi``.
+"""
+
+__version__ = "0.1.0"
+
+# Where each public name lives. A module that is public itself is its own home.
+_HOMES = {
+    "Batch": "trainlab.schedule",
+    "Callback": "trainlab.training",
+    "DataLoader": "trainlab.data",
+    "Epoch": "trainlab.schedule",
+    "FitResult": "trainlab.training",
+    "LRScheduler": "trainlab.optim",
+    "MetricReducer": "trainlab.metrics",
+    "Reducer": "trainlab.metrics",
+    "SupervisedTrial": "trainlab.training",
+    "TorchWriter": "trainlab.recording",
+    "TrainUnit": "trainlab.schedule",
+    "Trainer": "trainlab.training",
+    "TrainlabError": "trainlab.errors",
+    "Trial": "trainlab.training",
+    "TrialContext": "trainlab.training",
+    "distributed": "trainlab.distributed",
+    "init": "trainlab.training",
+    "load_trial_from_checkpoint_path": "trainlab.training",
+    "samplers": "trainlab.data.samplers",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    module = import_module(home)
+    value: object = module if home.endswith(f".{name}") else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,73 @@
+"""Everything that trainlab raises: one root, and a class for each way of going wrong.
+
+Each class also derives from the builtin that fits, so that code which catches
+``ValueError`` or ``RuntimeError`` goes on working.
+"""
+
+__all__ = [
+    "CheckpointDamagedError",
+    "CheckpointError",
+    "CheckpointMismatchError",
+    "CheckpointNotFoundError",
+    "DataError",
+    "InvalidStateError",
+    "InvalidTypeError",
+    "InvalidValueError",
+    "MetricError",
+    "MissingDependencyError",
+    "RunFolderError",
+    "TrainlabError",
+    "TrialDefinitionError",
+]
+
+
+class TrainlabError(Exception):
+    """The root of all errors that trainlab raises on purpose."""
+
+
+class InvalidValueError(TrainlabError, ValueError):
+    """An argument has the right type and a value that cannot be used."""
+
+
+class InvalidTypeError(TrainlabError, TypeError):
+    """An argument is not of a type that can be used."""
+
+
+class InvalidStateError(TrainlabError, RuntimeError):
+    """A call came at a time at which it cannot be answered."""
+
+
+class TrialDefinitionError(TrainlabError, TypeError):
+    """A Trial or a Callback is written in a way that cannot be trained."""
+
+
+class DataError(TrainlabError, ValueError):
+    """A data set or a data loader cannot give what training needs."""
+
+
+class MetricError(TrainlabError, ValueError):
+    """A metric is not what its place asks for."""
+
+
+class RunFolderError(TrainlabError, RuntimeError):
+    """A run's folder cannot be used: held by another process, or not a run's."""
+
+
+class CheckpointError(TrainlabError, RuntimeError):
+    """A checkpoint cannot be written or read."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint at the given place."""
+
+
+class CheckpointDamagedError(CheckpointError):
+    """A checkpoint's content is not what its manifest says."""
+
+
+class CheckpointMismatchError(CheckpointError, ValueError):
+    """A checkpoint is whole and does not fit what it is loaded into."""
+
+
+class MissingDependencyError(TrainlabError, ImportError):
+    """A feature needs a package that is not installed."""
