@@ -1,0 +1,18 @@
+"""Holds a run's folder until its standard input ends: ``python -m tests.experiments.holder DIR``."""
+
+import os
+import sys
+
+from trainlab.experiments import RunFolder
+
+if __name__ == "__main__":
+    folder = RunFolder.open(name="held", run_dir=sys.argv[1])
+    if "fork" in sys.argv[2:]:
+        child = os.fork()
+        if child == 0:
+            sys.stdin.read()
+            os._exit(0)
+        print(child, flush=True)
+    else:
+        print(os.getpid(), flush=True)
+    sys.stdin.read()
