@@ -1,0 +1,237 @@
+"""What the training loop and a validation read: batches on the device, epoch by epoch, from any position."""
+
+import logging
+from collections.abc import Callable, Generator, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from trainlab.data.cut import CutSource
+from trainlab.data.foreign import ForeignSource
+from trainlab.data.loader import DataLoader
+from trainlab.data.sources import Source, length_of
+from trainlab.data.transfer import SideStream
+from trainlab.distributed import RngState
+from trainlab.errors import DataError, InvalidStateError, InvalidTypeError
+
+__all__ = ["BatchStream"]
+
+_logger = logging.getLogger("trainlab.data")
+
+_NOTHING: Any = object()
+
+
+class BatchStream:
+    """The batches of a loader, epoch by epoch.
+
+    Args:
+        loader: a ``trainlab.DataLoader``, or any iterable of batches.
+        seed: the run's; with the epoch it sets the order. A loader's ``generator`` takes its place.
+        move: puts a batch on the device; None leaves batches where they are.
+        device: where ``move`` puts them. On a CUDA device, batches are copied there out of page-locked memory on a
+            stream of their own before ``move`` gets them.
+        data_rank: which piece of each global batch is wanted.
+        data_size: out of how many.
+        cut_by_len: an epoch ends after ``len(loader)`` batches, and one iterator goes on over the epochs.
+        role: "training" or "validation", for messages.
+        warn: whether a training loader that is not trainlab's is worth a warning.
+
+    Attributes:
+        epoch_length: batches of the whole epoch; None if it is not known. Current from ``start_epoch`` on.
+
+    Raises:
+        InvalidTypeError: for a loader that cannot be iterated, or can be only once.
+    """
+
+    def __init__(
+        self,
+        loader: Any,
+        *,
+        seed: int,
+        move: Callable[[Any], Any] | None = None,
+        device: torch.device | None = None,
+        data_rank: int = 0,
+        data_size: int = 1,
+        cut_by_len: bool = False,
+        role: str = "training",
+        warn: bool = True,
+    ) -> None:
+        copied_aside = device is not None and device.type == "cuda" and move is not None
+        self._side = SideStream(device) if copied_aside and device is not None else None
+        self._move = self._move_aside if copied_aside else move
+        self._users_move = move
+        self._role = role
+        self._loader = loader
+        self._source: Source
+        if isinstance(loader, DataLoader):
+            own_seed = seed if loader.generator_seed is None else loader.generator_seed
+            self._source = loader.source(own_seed, data_rank, data_size, pinned=copied_aside)
+        else:
+            _check_foreign(loader)
+            self._source = ForeignSource(loader)
+            if warn and role == "training":
+                _warn_of_foreign(loader)
+        if cut_by_len:
+            self._source = CutSource(self._source, length_of(loader))
+        self.epoch_length: int | None = None
+        self._batches: Generator[Any, None, None] | None = None
+        self._epoch: int | None = None
+        self._given = 0
+        self._begun_at_start = True
+        self._held: Any = _NOTHING
+        self._before_held: dict[str, Any] = {}
+
+    def start_epoch(
+        self, epoch: int, *, records: int = 0, batches: int = 0, state: Mapping[str, Any] | None = None
+    ) -> None:
+        """Begin an epoch, or go on in one.
+
+        Where a batch was held when ``state`` was saved, it is fetched again here, which uses this process's random
+        generators: put them back to what they were only after this call.
+
+        Args:
+            epoch: number of the epoch, from 0.
+            records: ``position()`` at which to go on, default 0.
+            batches: number of batches of this epoch given by then, default 0.
+            state: what ``state_dict`` gave there; None or ``{}`` if there is none.
+        """
+        self._drop_held()
+        self._close_batches()
+        self._epoch = epoch
+        self._given = batches
+        self._begun_at_start = not batches and not records
+        self._batches = self._source.batches(epoch, records, batches, state["source"] if state else None)
+        self.epoch_length = self._source.length
+        if state and state["held"] and state["epoch"] == epoch:
+            if state["held_rng"] is not None:
+                RngState.from_state_dict(state["held_rng"]).restore()
+            self._fetch_ahead()
+
+    def __iter__(self) -> "BatchStream":
+        return self
+
+    def __next__(self) -> Any:
+        if self._held is not _NOTHING:
+            batch = self._held
+            self._drop_held()
+            self._given += 1
+            return batch
+        if self._batches is None:
+            self._check_begun()
+            raise StopIteration
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            self._refuse_empty()
+            raise
+        self._given += 1
+        return batch if self._move is None else self._move(batch)
+
+    def exhausted(self) -> bool:
+        """Tell whether no batch follows in this epoch; may fetch the next one, and hold it, to find out.
+
+        Raises:
+            DataError: if the epoch has no batch at all.
+        """
+        if self._held is not _NOTHING:
+            return False
+        self._check_begun()
+        if self._source.exact and self.epoch_length is not None:
+            more: bool | None = self._given < self.epoch_length
+        else:
+            more = self._source.more()
+            if more is None:
+                more = self._fetch_ahead()
+        if not more:
+            self._refuse_empty()
+            self._close_batches()
+        return not more
+
+    def position(self) -> int:
+        """Return the global records given since the epoch's beginning; a batch that is held is not given."""
+        return self._source.records if self._held is _NOTHING else int(self._before_held["records"])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resume at this position needs besides the position, as plain data and tensors."""
+        before = self._before_held
+        source = before.get("source")
+        return {
+            "epoch": self._epoch,
+            "held": self._held is not _NOTHING,
+            "held_rng": before.get("rng"),
+            "source": self._source.state_dict() if source is None else source,
+        }
+
+    def close(self) -> None:
+        """End the workers; ``start_epoch`` may follow."""
+        self._drop_held()
+        self._close_batches()
+        self._source.close()
+
+    def _move_aside(self, batch: Any) -> Any:
+        # Chosen only where both are there. What cannot be moved is told of by the user's move.
+        return self._users_move(self._side(batch))  # type: ignore[misc]
+
+    def _fetch_ahead(self) -> bool:
+        """Fetch the next batch and hold it, with what is needed to fetch it again; tell whether there was one."""
+        if self._batches is None:
+            return False
+        here = self._source.fetches_here
+        before = {
+            "records": self._source.records,
+            "rng": RngState.capture(devices=False).state_dict() if here else None,
+            "source": self._source.state_dict() if here else None,
+        }
+        try:
+            batch = next(self._batches)
+        except StopIteration:
+            return False
+        self._held = batch if self._move is None else self._move(batch)
+        self._before_held = before
+        return True
+
+    def _drop_held(self) -> None:
+        self._held = _NOTHING
+        self._before_held = {}
+
+    def _close_batches(self) -> None:
+        batches, self._batches = self._batches, None
+        if batches is not None:
+            batches.close()
+
+    def _check_begun(self) -> None:
+        if self._epoch is None:
+            raise InvalidStateError("No epoch was begun, so there are no batches. Call start_epoch first.")
+
+    def _refuse_empty(self) -> None:
+        if self._given == 0 and self._begun_at_start:
+            dataset = f" of {type(self._loader.dataset).__name__}" if hasattr(self._loader, "dataset") else ""
+            dropping = " Its last batch is not full and is left out (drop_last=True)."
+            raise DataError(
+                f"The {self._role} data set is empty: its loader gave no batch in epoch {self._epoch}."
+                f"{dropping if getattr(self._loader, 'drop_last', False) else ''} "
+                f"Received: {type(self._loader).__name__}{dataset}. "
+                "Look at how its records are found; an iterable data set must give them anew each time it is iterated."
+            )
+
+
+def _check_foreign(loader: Any) -> None:
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise InvalidTypeError(
+            f"A data loader is iterated for batches. Received: {type(loader).__name__}. Return a trainlab.DataLoader."
+        )
+    if isinstance(loader, Iterator):
+        raise InvalidTypeError(
+            "A data loader is iterated anew in each epoch, and this one can be iterated only once. "
+            f"Received: {type(loader).__name__}. Return a trainlab.DataLoader, or an object whose __iter__ begins anew."
+        )
+
+
+def _warn_of_foreign(loader: Any) -> None:
+    _logger.warning(
+        "The training data loader is a %s.%s. trainlab cannot make its order a function of the seed and the epoch, nor "
+        "resume it exactly: after a resume, its batches are read again up to the position. Return a "
+        "trainlab.DataLoader for both; it takes the same arguments.",
+        type(loader).__module__,
+        type(loader).__qualname__,
+    )

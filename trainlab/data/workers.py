@@ -1,0 +1,323 @@
+"""Worker processes that fetch batches: torch's, with seeds, signals and an end of their own."""
+
+import contextlib
+import ctypes
+import itertools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import get_worker_info
+
+from trainlab.data.fetch import Fetch, make_fetch
+from trainlab.data.order import cut_piece, seed_host
+from trainlab.data.transfer import pin
+from trainlab.distributed import derive_seed
+
+__all__ = ["MapRequest", "StreamRequest", "Worked", "WorkerPool", "protected_start", "read_items", "tell_epoch"]
+
+_IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(slots=True)
+class Worked:
+    """What a worker sends back.
+
+    Args:
+        records: global records in the batch; 0 if there is none.
+        batch: the batch.
+        worker_id: who sends it.
+        ended: the worker's part of an iterable data set is over.
+    """
+
+    records: int
+    batch: Any
+    worker_id: int = 0
+    ended: bool = False
+
+    def pin_memory(self) -> "Worked":
+        """Copy the batch into page-locked memory; torch's pinning thread asks for it."""
+        self.batch = pin(self.batch)
+        return self
+
+
+@dataclass(slots=True)
+class MapRequest:
+    """One batch of a map-style data set.
+
+    Args:
+        seed: for the generators, set right before the fetch.
+        records: global records in the batch.
+        indices: ``slice`` for consecutive records, an array, or what a sampler gave.
+    """
+
+    seed: int
+    records: int
+    indices: Any
+
+    def answer(self, work: "_Work") -> Worked:
+        """Fetch it."""
+        seed_host(self.seed)
+        fetch = work.fetch()
+        if isinstance(self.indices, slice):
+            return Worked(self.records, fetch.cut(self.indices.start, self.indices.stop))
+        indices = torch.from_numpy(self.indices) if isinstance(self.indices, np.ndarray) else self.indices
+        return Worked(self.records, fetch.take(indices))
+
+
+@dataclass(slots=True)
+class StreamRequest:
+    """The next batch of the worker's own pass over an iterable data set.
+
+    Args:
+        seed: the stream's.
+        epoch: number of the epoch; None outside training.
+        passing: number of the pass; another than before makes the worker begin anew.
+        skip: read the records and send nothing.
+        batch_size: records of a global batch.
+        drop_last: leave out a last batch that is not full.
+        data_rank: which piece of each batch is wanted.
+        data_size: out of how many.
+    """
+
+    seed: int
+    epoch: int | None
+    passing: int
+    skip: bool
+    batch_size: int
+    drop_last: bool
+    data_rank: int
+    data_size: int
+
+    def answer(self, work: "_Work") -> Worked:
+        """Read it."""
+        info = get_worker_info()
+        worker_id = 0 if info is None else int(info.id)
+        if work.passing != self.passing:
+            work.passing, work.batches, work.records = self.passing, 0, None
+        seed_host(derive_seed(self.seed, "worker", self.epoch or 0, work.batches, worker_id, self.data_rank))
+        if work.records is None:
+            tell_epoch(work.dataset, self.epoch)
+            work.records = iter(work.dataset)
+        work.batches += 1
+        items = read_items(work.records, self.batch_size, self.drop_last)
+        if not items:
+            work.records = iter(())  # some iterators would begin again
+            return Worked(0, None, worker_id, ended=True)
+        if self.skip:
+            return Worked(len(items), None, worker_id)
+        mine = cut_piece(items, self.data_rank, self.data_size)
+        return Worked(len(items), work.collate_fn(mine if work.batched else mine[0]), worker_id)
+
+
+def tell_epoch(dataset: Any, epoch: int | None) -> None:
+    """Call ``set_epoch`` of a data set that has one, in training (``epoch`` is not None)."""
+    if epoch is not None and callable(set_epoch := getattr(dataset, "set_epoch", None)):
+        set_epoch(epoch)
+
+
+def read_items(records: Iterator[Any], batch_size: int, drop_last: bool) -> list[Any]:
+    """Read what one batch is made of.
+
+    Args:
+        records: an iterator over an iterable data set.
+        batch_size: number of records.
+        drop_last: whether fewer than ``batch_size`` are as good as none.
+
+    Returns:
+        The records, ``[]`` at the end.
+    """
+    items = list(itertools.islice(records, batch_size))
+    return [] if drop_last and len(items) < batch_size else items
+
+
+class WorkerPool:
+    """The worker processes of one loader, kept from epoch to epoch where that is asked for.
+
+    Args:
+        loader: the ``trainlab.DataLoader`` whose arguments they get.
+        pinned: whether batches are to arrive in page-locked memory.
+    """
+
+    def __init__(self, loader: Any, *, pinned: bool) -> None:
+        self._requests = _Requests()
+        self._generator = torch.Generator()
+        self._keep = bool(loader.persistent_workers)
+        self._iterator: Any = None
+        self._engine: Any = torch.utils.data.DataLoader(
+            _Work(loader.dataset, loader.collate_fn, loader.batched),  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=self._requests,
+            num_workers=loader.num_workers,
+            collate_fn=_unchanged,
+            pin_memory=pinned,
+            timeout=loader.timeout,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context,
+            generator=self._generator,
+            prefetch_factor=loader.prefetch_factor,
+            persistent_workers=loader.persistent_workers,
+            in_order=loader.in_order,
+        )
+
+    def run(self, requests: Iterable[Any], seed: int) -> Generator[Worked, None, None]:
+        """Have requests answered.
+
+        Args:
+            requests: in the order in which the answers are wanted; read ahead of the answers.
+            seed: for the workers' generators at their start; this process's own are not drawn from.
+
+        Returns:
+            The answers. Closing it ends the workers, unless they are kept.
+        """
+        self._requests.upcoming = requests
+        self._generator.manual_seed(seed)
+        with protected_start(self._engine):
+            self._iterator = iter(self._engine)
+        try:
+            while True:
+                try:
+                    answer = next(self._iterator)
+                except StopIteration:
+                    return
+                yield answer
+        finally:
+            self._requests.upcoming = ()  # they know their source, and it the pool
+            if not self._keep:
+                self.close()
+
+    def close(self) -> None:
+        """End the workers."""
+        iterator, self._iterator = self._iterator, None
+        if iterator is None:
+            return
+        workers = list(getattr(iterator, "_workers", ()))
+        if callable(shut_down := getattr(iterator, "_shutdown_workers", None)):
+            shut_down()
+        for worker in workers:
+            # One that is stuck in a user's code: it ignores the signal that torch ends it with.
+            if worker.is_alive():
+                worker.kill()
+                worker.join()
+        if hasattr(self._engine, "_iterator"):
+            self._engine._iterator = None
+
+
+class _Requests:
+    """What torch's loader takes for a sampler; the requests are put in before each pass."""
+
+    def __init__(self) -> None:
+        self.upcoming: Iterable[Any] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.upcoming)
+
+    def __len__(self) -> int:
+        raise TypeError("The number of requests is not known.")
+
+
+@dataclass
+class _Work:
+    """What torch's loader takes for a data set: it answers requests in a worker process."""
+
+    dataset: Any
+    collate_fn: Callable[[Any], Any]
+    batched: bool
+    passing: int | None = None
+    batches: int = 0
+    records: Iterator[Any] | None = None
+    _fetch: Fetch | None = field(default=None, repr=False)
+
+    def __getitem__(self, request: Any) -> Worked:
+        try:
+            answer: Worked = request.answer(self)
+        except StopIteration as error:  # torch's loader would take it for the end of the epoch
+            raise RuntimeError("The data set raised StopIteration where a record was asked for.") from error
+        return answer
+
+    def fetch(self) -> Fetch:
+        if self._fetch is None:
+            self._fetch = make_fetch(self.dataset, self.collate_fn, batched=self.batched)
+        return self._fetch
+
+
+@contextlib.contextmanager
+def protected_start(loader: Any) -> Iterator[None]:
+    """Have the workers that a torch loader starts in this block ignore signals and end with this process.
+
+    Args:
+        loader: a ``torch.utils.data.DataLoader``; it is afterwards what it was.
+    """
+    users = loader.worker_init_fn
+    loader.worker_init_fn = _WorkerStart(users, loader.multiprocessing_context or multiprocessing)
+    try:
+        with _signals_held_back():
+            yield
+    finally:
+        loader.worker_init_fn = users
+
+
+class _WorkerStart:
+    """The first thing that a worker does."""
+
+    def __init__(self, users: Callable[[int], None] | None, context: Any) -> None:
+        self._users = users
+        # A fork server would be a parent in between; and the kernel looks at the thread that forked, not the process.
+        direct = context.get_start_method() != "forkserver"
+        self._parent = os.getpid() if direct and threading.current_thread() is threading.main_thread() else None
+
+    def __call__(self, worker_id: int) -> None:
+        _end_with(self._parent)
+        for number in _IGNORED:
+            signal.signal(number, signal.SIG_IGN)
+        if hasattr(signal, "pthread_sigmask"):
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _IGNORED)
+        info = get_worker_info()
+        if info is not None and isinstance(info.dataset, _Work):
+            # WorkerInfo refuses plain assignments; users are to find their own data set in it.
+            object.__setattr__(info, "dataset", info.dataset.dataset)
+        if self._users is not None:
+            self._users(worker_id)
+
+
+def _end_with(parent: int | None) -> None:
+    """Have this process killed when the training process dies; ``parent`` if the kernel can be asked to."""
+    if sys.platform == "linux" and parent is not None:
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+    else:
+        threading.Thread(target=_watch_parent, name="trainlab-parent", daemon=True).start()
+
+
+def _watch_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Workers begin with the signals held back that they are going to ignore, so that none ends them before."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _IGNORED)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _unchanged(answer: Any) -> Any:
+    return answer
