@@ -1,0 +1,21 @@
+"""Metrics: kept on the device batch by batch, brought to the host and reduced at a report."""
+
+from trainlab.metrics.custom import FunctionReducer, MetricReducer, ReducerRegistry
+from trainlab.metrics.reducer import Reducer, combine
+from trainlab.metrics.rules import MetricRules, host_array
+from trainlab.metrics.validation import ValidationMetrics, check_full_dataset
+from trainlab.metrics.window import RunningMetrics, Window
+
+__all__ = [
+    "FunctionReducer",
+    "MetricReducer",
+    "MetricRules",
+    "Reducer",
+    "ReducerRegistry",
+    "RunningMetrics",
+    "ValidationMetrics",
+    "Window",
+    "check_full_dataset",
+    "combine",
+    "host_array",
+]

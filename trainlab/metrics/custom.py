@@ -1,0 +1,230 @@
+"""Custom reducers: metrics that the mean over batches cannot express."""
+
+import abc
+import itertools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from trainlab.errors import InvalidTypeError, InvalidValueError, MetricError
+
+__all__ = ["FunctionReducer", "MetricReducer", "ReducerRegistry"]
+
+Gather = Callable[[list[Any]], list[list[Any]]]
+
+
+class MetricReducer(abc.ABC):
+    """A metric of your own that is collected over many batches and all ranks.
+
+    The Trial updates it in any way it likes, from ``train_batch`` or ``evaluate_batch``; trainlab calls the
+    three methods below: ``reset`` before each training window and each validation, the other two after it.
+    """
+
+    @abc.abstractmethod
+    def reset(self) -> None:
+        """Forget everything collected."""
+
+    @abc.abstractmethod
+    def per_slot_reduce(self) -> Any:
+        """Reduce what this rank collected.
+
+        Returns:
+            Anything that can be sent to the other ranks; small, if it can be.
+        """
+
+    @abc.abstractmethod
+    def cross_slot_reduce(self, per_slot_metrics: list[Any]) -> Any:
+        """Reduce the ranks' results to the metric; called on every rank.
+
+        Args:
+            per_slot_metrics: what ``per_slot_reduce`` returned on each rank, in order of the ranks.
+
+        Returns:
+            The metric if the reducer was wrapped with a name, else a dict of metrics by name.
+        """
+
+
+class FunctionReducer(MetricReducer):
+    """A metric computed by a function from a list of all values collected.
+
+    Args:
+        function: takes the list of all values, of all ranks; returns the metric.
+    """
+
+    def __init__(self, function: Callable[[list[Any]], Any]) -> None:
+        self._function = function
+        self._values: list[Any] = []
+
+    def update(self, value: Any) -> None:
+        """Collect one more value.
+
+        Args:
+            value: anything; a tensor is kept without its graph.
+        """
+        self._values.append(value.detach() if isinstance(value, Tensor) else value)
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self._values = []
+
+    def per_slot_reduce(self) -> list[Any]:
+        """Give the values that this rank collected.
+
+        Returns:
+            The values in order.
+        """
+        return self._values
+
+    def cross_slot_reduce(self, per_slot_metrics: list[list[Any]]) -> Any:
+        """Call the function on the values of all ranks.
+
+        Args:
+            per_slot_metrics: the values of each rank, in order of the ranks.
+
+        Returns:
+            What the function makes of one list in which the ranks take turns: the first value of each, then the
+            second of each, and so on. A rank that has no more is left out.
+        """
+        missing = object()
+        turns = itertools.zip_longest(*per_slot_metrics, fillvalue=missing)
+        return self._function([value for turn in turns for value in turn if value is not missing])
+
+
+@dataclass(frozen=True)
+class _Wrapped:
+    reducer: MetricReducer
+    name: str | None
+    for_training: bool
+    for_validation: bool
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self.reducer, method)(*arguments)
+        except Exception as error:
+            raise MetricError(
+                f"{method} of the custom reducer {self.told} failed: {error!r}. Mend that method of "
+                f"{type(self.reducer).__name__}, or the function that was wrapped."
+            ) from error
+
+    @property
+    def told(self) -> str:
+        return f"{type(self.reducer).__name__} (name: {self.name!r})"
+
+
+class ReducerRegistry:
+    """The custom reducers of a run."""
+
+    def __init__(self) -> None:
+        self._wrapped: list[_Wrapped] = []
+
+    def __len__(self) -> int:
+        return len(self._wrapped)
+
+    def wrap(
+        self,
+        reducer: MetricReducer | Callable[[list[Any]], Any],
+        name: str | None = None,
+        for_training: bool = True,
+        for_validation: bool = True,
+    ) -> MetricReducer:
+        """Take in a custom reducer.
+
+        Args:
+            reducer: a ``MetricReducer``, or a function of a list of values.
+            name: the metric's name; None (default) if the reducer returns a dict of metrics by name.
+            for_training: whether it is reduced with each training window. Default: True.
+            for_validation: whether it is reduced with each validation. Default: True.
+
+        Returns:
+            The reducer itself; for a function an object with ``update(value)``.
+
+        Raises:
+            InvalidTypeError: ``reducer`` is neither, or ``name`` is no str.
+            InvalidValueError: the reducer or its name was wrapped already.
+        """
+        is_class = isinstance(reducer, type) and issubclass(reducer, MetricReducer)
+        if is_class or not (isinstance(reducer, MetricReducer) or callable(reducer)):
+            raise InvalidTypeError(
+                "A custom reducer is an instance of a MetricReducer, or a function of a list of values. "
+                f"Received: {reducer!r} (type {type(reducer).__name__}). Pass MyReducer(), or a function such as max."
+            )
+        if name is not None and not isinstance(name, str):
+            raise InvalidTypeError(
+                f"The name of a custom reducer is a str or None. Received: {name!r} (type {type(name).__name__}). "
+                "Pass the metric's name."
+            )
+        made = reducer if isinstance(reducer, MetricReducer) else FunctionReducer(reducer)
+        wrapped = _Wrapped(made, name, for_training, for_validation)
+        self._check_new(wrapped)
+        self._wrapped.append(wrapped)
+        return made
+
+    def reset(self) -> None:
+        """Reset all reducers.
+
+        Raises:
+            MetricError: the ``reset`` of one of them failed.
+        """
+        for wrapped in self._wrapped:
+            wrapped.call("reset")
+
+    def reduce(self, *, for_training: bool, gather: Gather) -> dict[str, Any]:
+        """Reduce over all ranks, in one exchange.
+
+        Args:
+            for_training: True for the reducers that were wrapped for training, False for those for validation.
+            gather: gives every rank the lists of all ranks, in order; for one process ``lambda values: [values]``.
+
+        Returns:
+            The metrics by name, the same on every rank.
+
+        Raises:
+            MetricError: a method of a reducer failed, a reducer with a name returned a dict, one
+                without returned something else, or two of them gave the same name.
+        """
+        chosen = [w for w in self._wrapped if (w.for_training if for_training else w.for_validation)]
+        if not chosen:
+            return {}
+        of_ranks = gather([wrapped.call("per_slot_reduce") for wrapped in chosen])
+        metrics: dict[str, Any] = {}
+        for i, wrapped in enumerate(chosen):
+            result = _by_name(wrapped, wrapped.call("cross_slot_reduce", [of_rank[i] for of_rank in of_ranks]))
+            if twice := sorted(result.keys() & metrics.keys()):
+                raise MetricError(
+                    f"Two custom reducers give the same metric. Received: {twice} from {wrapped.told} again. "
+                    "Give each metric a name of its own."
+                )
+            metrics.update(result)
+        return metrics
+
+    def _check_new(self, new: _Wrapped) -> None:
+        for old in self._wrapped:
+            if old.reducer is new.reducer:
+                raise InvalidValueError(
+                    f"A custom reducer can be wrapped once. Received: {new.told}, wrapped before as {old.name!r}. "
+                    "Make a second object for a second metric."
+                )
+            together = (old.for_training and new.for_training) or (old.for_validation and new.for_validation)
+            if new.name is not None and new.name == old.name and together:
+                raise InvalidValueError(
+                    f"The name of a custom reducer is taken. Received: {new.name!r}, the name of {old.told} already. "
+                    "Give each metric a name of its own."
+                )
+
+
+def _by_name(wrapped: _Wrapped, result: Any) -> dict[str, Any]:
+    if wrapped.name is None:
+        if isinstance(result, Mapping) and all(isinstance(name, str) for name in result):
+            return dict(result)
+        raise MetricError(
+            f"The custom reducer {wrapped.told} was wrapped without a name and must return a dict of metrics by name. "
+            f"Received: {result!r} (type {type(result).__name__}). Return a dict, or pass name= to wrap_reducer."
+        )
+    if isinstance(result, Mapping):
+        raise MetricError(
+            f"The custom reducer {wrapped.told} was wrapped with a name and must return one metric. "
+            f"Received: {result!r}. Return one value, or leave name= out of wrap_reducer."
+        )
+    return {wrapped.name: result}
