@@ -1,0 +1,14 @@
+"""Optimizers and their schedulers: when a scheduler steps, averaged gradients, exact state."""
+
+from trainlab.optim.accumulation import average_gradients
+from trainlab.optim.scheduler import LRScheduler
+from trainlab.optim.state import describe_lrs, load_optimizer_state, optimizer_state_dict, owned_parameters
+
+__all__ = [
+    "LRScheduler",
+    "average_gradients",
+    "describe_lrs",
+    "load_optimizer_state",
+    "optimizer_state_dict",
+    "owned_parameters",
+]
