@@ -1,0 +1,725 @@
+"""TrialContext: what a Trial talks to."""
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from trainlab.data import BatchStream, to_device
+from trainlab.distributed import DistributedContext
+from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError
+from trainlab.metrics import MetricReducer, ReducerRegistry
+from trainlab.optim import LRScheduler, average_gradients, owned_parameters
+from trainlab.precision import GradientScaling, Precision
+from trainlab.schedule import Progress
+from trainlab.training.config import RunConfig
+from trainlab.training.rules import TrainingRules
+from trainlab.training.session import Session
+
+__all__ = ["ExperimentalContext", "TrialContext", "inner_module"]
+
+logger = logging.getLogger("trainlab.training")
+
+
+@dataclass(eq=False)
+class WrappedOptimizer:
+    """An optimizer and what trainlab keeps about it."""
+
+    name: str
+    optimizer: torch.optim.Optimizer
+    parameters: list[torch.Tensor]
+    divides: bool
+
+
+@dataclass(eq=False)
+class WrappedScheduler:
+    """A scheduler, its optimizer's name, and that optimizer's step count when it was last asked."""
+
+    scheduler: LRScheduler
+    optimizer_name: str
+    steps_seen: int = field(default=0)
+
+
+class TrialContext(RunConfig):
+    """Wraps a Trial's models, optimizers and schedulers, and takes its steps.
+
+    Made by ``trainlab.init``; usable in a ``with`` block.
+
+    Attributes:
+        models: the wrapped models, in the order of wrapping.
+        optimizers: the wrapped optimizers, in the order of wrapping.
+        lr_schedulers: the wrapped schedulers as ``trainlab.LRScheduler``, in the order of wrapping.
+        distributed: who this process is among the run's processes.
+        experimental: switches that may go away.
+        progress: every counter of the run.
+        device: where models and batches are.
+        latest_checkpoint: the newest valid checkpoint of the run's folder when the context was made, or None.
+        run_dir: the run's folder.
+    """
+
+    rules: ClassVar[TrainingRules] = TrainingRules()
+
+    def __init__(
+        self,
+        *,
+        hparams: Mapping[str, Any] | None,
+        exp_conf: Mapping[str, Any] | None,
+        distributed: DistributedContext,
+        seed: int,
+        aggregation_frequency: int,
+        precision: Precision,
+        uneven: str,
+        session: Session,
+    ) -> None:
+        super().__init__(hparams=hparams, exp_conf=exp_conf, distributed=distributed, seed=seed)
+        if (
+            isinstance(aggregation_frequency, bool)
+            or not isinstance(aggregation_frequency, int)
+            or aggregation_frequency < 1
+        ):
+            raise InvalidValueError(
+                f"aggregation_frequency must be an int of at least 1. Received: {aggregation_frequency!r}."
+            )
+        self.aggregation_frequency = aggregation_frequency
+        self.precision = precision
+        self.device = precision.device
+        self.uneven = uneven
+        self.session = session
+        self.progress = Progress()
+        self.experimental = ExperimentalContext(self)
+        self.reducers = ReducerRegistry()
+        self.model_names: list[str] = []
+        self.models: list[nn.Module] = []
+        self.wrapped_optimizers: dict[str, WrappedOptimizer] = {}
+        self.wrapped_schedulers: list[WrappedScheduler] = []
+        self.stateful: dict[str, Any] = {}
+        self.training_stream: BatchStream | None = None
+        self.stop_requested = False
+        self.step_was_called = False
+        self.moves_batches = True
+        self.checks_loaders = True
+        self._by_identity: dict[int, WrappedOptimizer] = {}
+        self._scaling: GradientScaling | None = None
+        self._users_scaling: GradientScaling | None = None
+        self._profiler: Any = None
+        self._initial_batch = 0
+        self._sealed = False
+        self._unmovable: set[type] = set()
+        self._set_scaling()
+
+    # -- what is wrapped ---------------------------------------------------------------------
+
+    def wrap_model(self, model: nn.Module, *, name: str | None = None) -> Any:
+        """Register a model: it is moved to the device, trained in the run's precision, and saved.
+
+        Args:
+            model: the module; may be the result of ``torch.compile``.
+            name: its name in checkpoints. Default: its number in the order of wrapping.
+
+        Returns:
+            The module to call.
+
+        Raises:
+            InvalidTypeError: it is no ``nn.Module``.
+            InvalidStateError: it is wrapped already, or training has begun.
+        """
+        self._refuse_once_sealed("wrap_model")
+        if not isinstance(model, nn.Module):
+            raise InvalidTypeError(f"wrap_model takes an nn.Module. Received: {model!r} ({type(model).__qualname__}).")
+        if any(model is known or inner_module(model) is inner_module(known) for known in self.models):
+            raise InvalidStateError(f"This {type(model).__qualname__} is wrapped already. Wrap each model once.")
+        name = str(len(self.models)) if name is None else _checked_name(name, self.model_names, "model")
+        model.to(self.device)
+        self.precision.attach(model)
+        self.models.append(model)
+        self.model_names.append(name)
+        return model
+
+    def wrap_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        backward_passes_per_step: int = 1,
+        average_aggregated_gradients: bool | None = None,
+        *,
+        name: str | None = None,
+    ) -> Any:
+        """Register an optimizer: it is saved, and stepped through ``step_optimizer``.
+
+        Args:
+            optimizer: over parameters of wrapped models.
+            backward_passes_per_step: so many ``backward`` calls belong to one step of this optimizer,
+                an int ≥ 1. Never divides gradients.
+            average_aggregated_gradients: whether gradients that were summed over ``aggregation_frequency``
+                batches are divided by it before the step. Default None means yes.
+            name: its name in checkpoints. Default: its number in the order of wrapping.
+
+        Returns:
+            The same optimizer.
+
+        Raises:
+            InvalidTypeError: it is no torch optimizer.
+            InvalidValueError: ``backward_passes_per_step`` is below 1, or a parameter is of no wrapped model.
+            InvalidStateError: it is wrapped already, or training has begun.
+        """
+        self._refuse_once_sealed("wrap_optimizer")
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise InvalidTypeError(f"wrap_optimizer takes a torch optimizer. Received: {optimizer!r}.")
+        if id(optimizer) in self._by_identity:
+            raise InvalidStateError(
+                f"This {type(optimizer).__qualname__} is wrapped already. Wrap each optimizer once."
+            )
+        passes = backward_passes_per_step
+        if isinstance(passes, bool) or not isinstance(passes, int) or passes < 1:
+            raise InvalidValueError(f"backward_passes_per_step must be an int of at least 1. Received: {passes!r}.")
+        parameters = owned_parameters(optimizer)
+        self._check_owned(optimizer, parameters)
+        name = (
+            str(len(self.wrapped_optimizers))
+            if name is None
+            else _checked_name(name, self.wrapped_optimizers, "optimizer")
+        )
+        divides = average_aggregated_gradients is not False
+        wrapped = WrappedOptimizer(name, optimizer, list(parameters), divides)
+        self.wrapped_optimizers[name] = wrapped
+        self._by_identity[id(optimizer)] = wrapped
+        self.progress.optimizer_steps.setdefault(name, 0)
+        return optimizer
+
+    def wrap_lr_scheduler(self, lr_scheduler: Any, step_mode: LRScheduler.StepMode, frequency: int = 1) -> Any:
+        """Register a learning rate scheduler: it is saved, and stepped as its mode says.
+
+        Args:
+            lr_scheduler: a torch scheduler of a wrapped optimizer.
+            step_mode: when it steps, a ``LRScheduler.StepMode``; with MANUAL_STEP you call its ``step`` yourself.
+            frequency: it steps at every so-manieth time, an int ≥ 1.
+
+        Returns:
+            The same scheduler.
+
+        Raises:
+            InvalidTypeError: the mode is no StepMode, or the scheduler no torch scheduler.
+            InvalidValueError: the optimizer is not wrapped, or the mode does not suit the scheduler.
+            InvalidStateError: it is wrapped already, or training has begun.
+        """
+        self._refuse_once_sealed("wrap_lr_scheduler")
+        wrapped = LRScheduler(lr_scheduler, step_mode, frequency)
+        if any(lr_scheduler is known.scheduler.scheduler for known in self.wrapped_schedulers):
+            raise InvalidStateError(
+                f"This {type(lr_scheduler).__qualname__} is wrapped already. Wrap each scheduler once."
+            )
+        owner = self._by_identity.get(id(lr_scheduler.optimizer))
+        if owner is None:
+            raise InvalidValueError(
+                f"The optimizer of this {type(lr_scheduler).__qualname__} is not wrapped. Call "
+                f"wrap_optimizer on it first."
+            )
+        self.wrapped_schedulers.append(WrappedScheduler(wrapped, owner.name))
+        return lr_scheduler
+
+    def wrap_scaler(self, scaler: Any) -> Any:
+        """Register a gradient scaler of your own, so that its state is saved.
+
+        You scale the loss, pass ``scaler=`` to ``step_optimizer``, and call ``update()``.
+
+        Args:
+            scaler: a ``torch.amp.GradScaler``.
+
+        Returns:
+            The same scaler.
+
+        Raises:
+            InvalidStateError: it comes after ``wrap_model``, a second time, or together with fp16 or ``use_amp``.
+        """
+        self._refuse_once_sealed("wrap_scaler")
+        if self._scaling is not None:
+            raise InvalidStateError(
+                "wrap_scaler cannot be used together with precision='fp16' or experimental.use_amp(), "
+                "which scale by themselves."
+            )
+        if self._users_scaling is not None or self.models:
+            raise InvalidStateError("wrap_scaler must be called once, before wrap_model.")
+        self._users_scaling = GradientScaling(scaler)
+        return scaler
+
+    def wrap_reducer(
+        self,
+        reducer: Callable[[list[Any]], Any] | MetricReducer,
+        name: str | None = None,
+        for_training: bool = True,
+        for_validation: bool = True,
+    ) -> MetricReducer:
+        """Register a reducer of your own, whose results join the metrics.
+
+        Args:
+            reducer: a MetricReducer, or a function of the list of all values given to ``update``.
+            name: the metric's name; None if the result is a dict of metrics.
+            for_training: whether it is reduced at each report.
+            for_validation: whether it is reduced at each validation.
+
+        Returns:
+            The MetricReducer, or an object with ``update(value)`` for a function.
+
+        Raises:
+            InvalidStateError: training has begun.
+            InvalidTypeError: it is neither.
+        """
+        self._refuse_once_sealed("wrap_reducer")
+        return self.reducers.wrap(reducer, name, for_training, for_validation)
+
+    def register_stateful(self, name: str, stateful: Any) -> Any:
+        """Register an object of yours whose state belongs into checkpoints.
+
+        Args:
+            name: its name in checkpoints.
+            stateful: an object with ``state_dict`` and ``load_state_dict``.
+
+        Returns:
+            The same object.
+
+        Raises:
+            InvalidTypeError: it lacks one of the two methods.
+            InvalidStateError: training has begun.
+        """
+        self._refuse_once_sealed("register_stateful")
+        if not (
+            callable(getattr(stateful, "state_dict", None)) and callable(getattr(stateful, "load_state_dict", None))
+        ):
+            raise InvalidTypeError(
+                f"register_stateful takes an object with state_dict and load_state_dict. Received: "
+                f"{type(stateful).__qualname__}."
+            )
+        self.stateful[_checked_name(name, self.stateful, "stateful object")] = stateful
+        return stateful
+
+    def configure_apex_amp(self, models: Any, optimizers: Any, enabled: bool | None = True, **options: Any) -> Any:
+        """Refuse to use NVIDIA's apex, which is no longer maintained.
+
+        Args:
+            models: one model or a list.
+            optimizers: one optimizer or a list.
+            enabled: as in apex.
+            **options: as in apex.
+
+        Returns:
+            Nothing: it always raises.
+
+        Raises:
+            InvalidStateError: always; it names ``precision=`` as the replacement.
+        """
+        return self.rules.configure_apex_amp(models, optimizers, bool(enabled))
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer]:
+        """The wrapped optimizers, in the order of wrapping."""
+        return [wrapped.optimizer for wrapped in self.wrapped_optimizers.values()]
+
+    @property
+    def lr_schedulers(self) -> list[LRScheduler]:
+        """The wrapped schedulers, in the order of wrapping."""
+        return [wrapped.scheduler for wrapped in self.wrapped_schedulers]
+
+    @property
+    def scaler(self) -> Any:
+        """The gradient scaler in use, trainlab's or the wrapped one; None without."""
+        scaling = self._scaling or self._users_scaling
+        return None if scaling is None else scaling.scaler
+
+    # -- the steps of a batch ----------------------------------------------------------------
+
+    def backward(
+        self,
+        loss: torch.Tensor,
+        gradient: torch.Tensor | None = None,
+        retain_graph: bool = False,
+        create_graph: bool = False,
+    ) -> None:
+        """Add the gradients of a loss to the parameters' ``grad``; under fp16 the loss is scaled first.
+
+        Args:
+            loss: a tensor that depends on parameters; 0-dimensional unless ``gradient`` is given.
+            gradient: as in ``torch.Tensor.backward``.
+            retain_graph: as in ``torch.Tensor.backward``.
+            create_graph: as in ``torch.Tensor.backward``.
+
+        Raises:
+            InvalidTypeError: the loss is no tensor.
+            InvalidValueError: no gradient flows from the loss.
+        """
+        if not isinstance(loss, torch.Tensor):
+            raise InvalidTypeError(f"backward takes a tensor. Received: {loss!r} ({type(loss).__qualname__}).")
+        if not loss.requires_grad:
+            raise InvalidValueError(
+                "backward got a loss that needs no gradient: nothing would be trained. "
+                "Compute it from a wrapped model's output, outside torch.no_grad() and without detach()."
+            )
+        if self._scaling is not None:
+            loss = self._scaling.scale(loss)
+        loss.backward(gradient, retain_graph, create_graph)  # type: ignore[no-untyped-call]
+
+    def step_optimizer(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip_grads: Callable[[list[torch.Tensor]], Any] | None = None,
+        auto_zero_grads: bool = True,
+        scaler: Any = None,
+        closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step an optimizer and zero its gradients; call it in every ``train_batch``.
+
+        With ``aggregation_frequency`` N it does nothing but on every N-th batch of the run, where the
+        summed gradients are divided by N first.
+
+        Args:
+            optimizer: a wrapped optimizer.
+            clip_grads: a function that clips the gradients of the given parameters in place; called
+                after averaging and unscaling.
+            auto_zero_grads: whether gradients are zeroed after the step. Must be True with aggregation.
+            scaler: a gradient scaler of yours, see ``wrap_scaler``.
+            closure: computes the loss anew, for optimizers like LBFGS.
+
+        Raises:
+            InvalidValueError: the optimizer is not wrapped, or the options exclude each other.
+        """
+        wrapped = self._by_identity.get(id(optimizer))
+        if wrapped is None:
+            raise InvalidValueError(
+                f"step_optimizer got a {type(optimizer).__qualname__} that is not wrapped. "
+                "Pass what wrap_optimizer returned."
+            )
+        self.step_was_called = True
+        if self.aggregation_frequency > 1:
+            if not auto_zero_grads:
+                raise InvalidValueError(
+                    "auto_zero_grads=False cannot be used with aggregation_frequency > 1: the summed gradients of one "
+                    f"group would leak into the next. Received: aggregation_frequency={self.aggregation_frequency}."
+                )
+            if (self.progress.batches_trained + 1) % self.aggregation_frequency:
+                return
+            if wrapped.divides:
+                average_gradients(wrapped.parameters, self.aggregation_frequency)
+        if scaler is not None or self._scaling is not None:
+            stepped = self._step_scaled(wrapped, clip_grads, scaler, closure)
+        else:
+            if clip_grads is not None:
+                clip_grads(wrapped.parameters)
+            optimizer.step() if closure is None else optimizer.step(closure)
+            stepped = True
+        if stepped:
+            self.progress.optimizer_steps[wrapped.name] += 1
+        if auto_zero_grads:
+            optimizer.zero_grad()
+
+    def end_batch(self) -> None:
+        """Step what steps after a batch: schedulers, the scaler, the profiler. The Trainer calls it."""
+        if self.wrapped_schedulers or self._scaling is not None:
+            self._end_batch_slowly()
+        if self._profiler is not None:
+            self._profiler.step()
+
+    def end_epoch(self) -> None:
+        """Step the schedulers that step at an epoch's end. The Trainer calls it."""
+        for wrapped in self.wrapped_schedulers:
+            wrapped.scheduler.step_after_epoch(
+                epochs_trained=self.progress.epochs_trained,
+                batches_trained=self.progress.batches_trained,
+                aggregation=self.aggregation_frequency,
+            )
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a block in which operations run in the run's precision; forward passes do so by themselves."""
+        return self.precision.autocast()
+
+    def to_device(self, data: Any) -> Any:
+        """Move a batch to the run's device; done for you before ``train_batch`` and ``evaluate_batch``.
+
+        Args:
+            data: tensors and arrays, in dicts, lists, tuples, named tuples, dataclasses, or anything with ``.to``.
+
+        Returns:
+            The same structure on the device; what cannot be moved comes back as it is, with one warning a type.
+        """
+        return to_device(data, self.device, warned=self._unmovable)
+
+    def mover(self) -> Callable[[Any], Any]:
+        """Return ``to_device`` as one function, a call less on the path of every batch."""
+        return functools.partial(to_device, device=self.device, warned=self._unmovable)
+
+    def reduce_metrics(self, for_training: bool) -> dict[str, Any]:
+        """Reduce the wrapped reducers now; done for you at each report and validation.
+
+        Args:
+            for_training: whether those for training are reduced, else those for validation.
+
+        Returns:
+            The results by name.
+        """
+        return self.reducers.reduce(for_training=for_training, gather=self.distributed.allgather)
+
+    def reset_reducers(self) -> None:
+        """Reset the wrapped reducers now; done for you before each window and validation."""
+        self.reducers.reset()
+
+    # -- where the run stands ----------------------------------------------------------------
+
+    def current_train_epoch(self) -> int:
+        """Return the index of the epoch that is being trained, from 0.
+
+        Raises:
+            InvalidStateError: training has not begun.
+        """
+        self._stream("current_train_epoch")
+        return self.progress.epochs_trained
+
+    def current_train_batch(self) -> int:
+        """Return the index of the batch that is being trained, from 0 since the run's beginning.
+
+        Raises:
+            InvalidStateError: training has not begun.
+        """
+        self._stream("current_train_batch")
+        return self.progress.batches_trained
+
+    def is_epoch_start(self) -> bool:
+        """Tell whether the batch being trained is the first of its epoch.
+
+        Raises:
+            InvalidStateError: training has not begun.
+        """
+        self._stream("is_epoch_start")
+        return self.progress.batches_in_epoch == 0
+
+    def is_epoch_end(self) -> bool:
+        """Tell whether the batch being trained is the last of its epoch.
+
+        Where the loader's length is unknown the next batch is fetched to answer.
+
+        Raises:
+            InvalidStateError: training has not begun.
+        """
+        return self._stream("is_epoch_end").exhausted()
+
+    def get_initial_batch(self) -> int:
+        """Return how many batches were trained before this ``fit``."""
+        return self._initial_batch
+
+    def get_stop_requested(self) -> bool:
+        """Tell whether a stop was asked for, by you or by a signal."""
+        return self.stop_requested
+
+    def set_stop_requested(self, stop_requested: bool) -> None:
+        """Ask for a stop: the batch is finished, what is due is done, a checkpoint is made, ``fit`` returns.
+
+        Args:
+            stop_requested: True asks, False takes it back.
+
+        Raises:
+            InvalidTypeError: it is no bool.
+        """
+        if not isinstance(stop_requested, bool):
+            raise InvalidTypeError(f"set_stop_requested takes a bool. Received: {stop_requested!r}.")
+        self.stop_requested = stop_requested
+
+    # -- the run's folder and TensorBoard ----------------------------------------------------
+
+    @property
+    def run_dir(self) -> Path:
+        """The run's folder.
+
+        Raises:
+            InvalidStateError: this context has none (it only loads a Trial).
+        """
+        return self.session.folder.path
+
+    @property
+    def latest_checkpoint(self) -> Path | None:
+        """The newest valid checkpoint of the run's folder when the context was made, or None."""
+        return self.session.latest_checkpoint
+
+    def get_tensorboard_path(self) -> Path:
+        """Return the folder of the run's TensorBoard files."""
+        return self.session.folder.tensorboard
+
+    def get_tensorboard_writer(self) -> Any:
+        """Return the run's ``SummaryWriter``, one a context, for series of your own."""
+        return self.session.tensorboard.writer
+
+    def get_enable_tensorboard_logging(self) -> bool:
+        """Tell whether trainlab writes its own series to TensorBoard."""
+        return self.session.tensorboard.enabled
+
+    def set_enable_tensorboard_logging(self, enable_tensorboard_logging: bool) -> None:
+        """Switch trainlab's own TensorBoard series on or off.
+
+        Args:
+            enable_tensorboard_logging: True or False.
+
+        Raises:
+            InvalidTypeError: it is no bool.
+        """
+        if not isinstance(enable_tensorboard_logging, bool):
+            raise InvalidTypeError(
+                f"set_enable_tensorboard_logging takes a bool. Received: {enable_tensorboard_logging!r}."
+            )
+        self.session.tensorboard.enabled = enable_tensorboard_logging
+
+    def set_profiler(self, *args: Any, **kwargs: Any) -> None:
+        """Profile the training with ``torch.profiler``, its trace in the run's TensorBoard folder.
+
+        Args:
+            *args: as for ``torch.profiler.profile``.
+            **kwargs: as for ``torch.profiler.profile``; ``on_trace_ready`` has a default.
+        """
+        kwargs.setdefault("on_trace_ready", torch.profiler.tensorboard_trace_handler(str(self.get_tensorboard_path())))
+        self._profiler = torch.profiler.profile(*args, **kwargs)
+
+    # -- for the Trainer ---------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def training(self, initial_batch: int) -> Any:
+        """Mark the time of a ``fit``: nothing is wrapped any more, the profiler runs.
+
+        Args:
+            initial_batch: batches trained before.
+
+        Yields:
+            Nothing.
+        """
+        self._sealed = True
+        self._initial_batch = initial_batch
+        for scheduler in self.wrapped_schedulers:
+            scheduler.steps_seen = self.progress.optimizer_steps[scheduler.optimizer_name]
+        try:
+            with self._profiler or contextlib.nullcontext():
+                yield
+        finally:
+            self.precision.leave_unfinished()
+
+    def close(self, error: BaseException | None = None) -> None:
+        """Close the run: its files and its lock; done for you at the end of a ``with`` block and at exit.
+
+        Args:
+            error: what ended the run, if it did not end well.
+        """
+        self.session.close(error)
+
+    def __enter__(self) -> "TrialContext":
+        """Return the context itself."""
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Close the run; an exception goes on."""
+        self.close(error)
+
+    # -- inner parts -------------------------------------------------------------------------
+
+    def _set_scaling(self) -> None:
+        self._scaling = None if self.precision.scaler is None else GradientScaling(self.precision.scaler)
+
+    def _step_scaled(self, wrapped: WrappedOptimizer, clip: Any, scaler: Any, closure: Any) -> bool:
+        if scaler is not None and self._scaling is not None:
+            raise InvalidValueError(
+                "scaler= cannot be used together with precision='fp16' or experimental.use_amp(), which "
+                "scale by themselves."
+            )
+        scaling = self._scaling or self._users_scaling
+        if scaling is None or (scaler is not None and scaler is not scaling.scaler):
+            raise InvalidValueError("This scaler is not wrapped. Call wrap_scaler on it, before wrap_model.")
+        if clip is not None:
+            scaling.unscale_(wrapped.optimizer)
+            clip(wrapped.parameters)
+        return scaling.step(wrapped.optimizer, closure)
+
+    def _end_batch_slowly(self) -> None:
+        trained = self.progress.batches_trained + 1
+        if self._scaling is not None and trained % self.aggregation_frequency == 0:
+            self._scaling.update()
+        for wrapped in self.wrapped_schedulers:
+            steps = self.progress.optimizer_steps[wrapped.optimizer_name]
+            wrapped.scheduler.step_after_batch(
+                batches_trained=trained,
+                aggregation=self.aggregation_frequency,
+                optimizer_steps_before=wrapped.steps_seen,
+                optimizer_steps_after=steps,
+            )
+            wrapped.steps_seen = steps
+
+    def _stream(self, asked: str) -> BatchStream:
+        if self.training_stream is None:
+            raise InvalidStateError(
+                f"{asked} has no answer before training has begun. Call it in train_batch or later."
+            )
+        return self.training_stream
+
+    def _refuse_once_sealed(self, call: str) -> None:
+        if self._sealed:
+            raise InvalidStateError(
+                f"{call} must be called before fit: training has begun. Call it in the Trial's __init__."
+            )
+
+    def _check_owned(self, optimizer: torch.optim.Optimizer, parameters: Iterable[torch.Tensor]) -> None:
+        owned = {id(p) for model in self.models for p in model.parameters()}
+        strangers = [tuple(p.shape) for p in parameters if id(p) not in owned]
+        if strangers:
+            raise InvalidValueError(
+                f"{len(strangers)} parameters of this {type(optimizer).__qualname__} are of no wrapped "
+                f"model, so they would "
+                f"not be saved; their shapes: {strangers[:5]}. Call wrap_model on every model first, "
+                f"then make the optimizer."
+            )
+
+
+class ExperimentalContext:
+    """Switches that may go away; reached as ``context.experimental``.
+
+    Args:
+        context: the context that they act on.
+    """
+
+    def __init__(self, context: TrialContext) -> None:
+        self._context = context
+
+    def use_amp(self) -> None:
+        """Train in half precision with a gradient scaler: the same as ``trainlab.init(precision="fp16")``.
+
+        Raises:
+            InvalidStateError: it comes after ``wrap_model``, or together with ``wrap_scaler``.
+        """
+        context = self._context
+        if context.models:
+            raise InvalidStateError("use_amp must be called before wrap_model.")
+        if context.scaler is not None:
+            raise InvalidStateError("use_amp cannot be used together with a gradient scaler that is in use already.")
+        context.precision = Precision("fp16", context.device)
+        context._set_scaling()
+
+    def disable_dataset_reproducibility_checks(self) -> None:
+        """Take any data loader without a warning; what it cannot do (exact resume) stays so."""
+        self._context.checks_loaders = False
+
+    def disable_auto_to_device(self) -> None:
+        """Hand batches to the Trial as they come, without moving them to the device."""
+        self._context.moves_batches = False
+
+
+def inner_module(model: nn.Module) -> nn.Module:
+    """Return the user's own module of a compiled one, whose state dict has the keys of the user's module.
+
+    Args:
+        model: a module, perhaps the result of ``torch.compile``.
+    """
+    inner = getattr(model, "_orig_mod", model)
+    return inner if isinstance(inner, nn.Module) else model
+
+
+def _checked_name(name: str, taken: Iterable[str], what: str) -> str:
+    if not isinstance(name, str) or not name or any(c in name for c in "/\\.\0"):
+        raise InvalidValueError(f"The name of a {what} must be text without '/', '\\' and '.'. Received: {name!r}.")
+    if name in taken:
+        raise InvalidValueError(f"Two {what}s have the name {name!r}. Give each its own.")
+    return name

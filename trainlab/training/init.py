@@ -1,0 +1,199 @@
+"""init: opens a run and gives its context."""
+
+import contextlib
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+
+from trainlab import __version__
+from trainlab.distributed import DistributedContext, seed_all
+from trainlab.errors import InvalidTypeError, InvalidValueError
+from trainlab.experiments import RunFolder
+from trainlab.precision import Precision
+from trainlab.training.context import TrialContext
+from trainlab.training.session import Session
+
+__all__ = ["init", "open_context", "versions"]
+
+UNEVEN = ("scale", "drop", "pad")
+
+
+def init(
+    *,
+    hparams: Mapping[str, Any] | None = None,
+    exp_conf: Mapping[str, Any] | None = None,
+    distributed: DistributedContext | None = None,
+    aggregation_frequency: int = 1,
+    name: str | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    seed: int | None = None,
+    precision: str = "fp32",
+    device: str | torch.device | None = None,
+    enable_tensorboard_logging: bool = True,
+    progress: bool = True,
+    uneven: str = "scale",
+) -> TrialContext:
+    """Open a run, new or continued, and return its context.
+
+    Use it in a ``with`` block, or as a plain call (a notebook): then the run is closed at exit.
+    All random generators are seeded here.
+
+    Args:
+        hparams: the hyperparameters by name. Default none.
+        exp_conf: a configuration of your own, for ``get_experiment_config``. Default none.
+        distributed: who this process is. Default: found out.
+        aggregation_frequency: optimizers step at every so-manieth batch, on summed gradients. Default 1.
+        name: the run's name, for its folder ``runs/<name>/…``. Default: the script's name.
+        run_dir: the run's folder exactly; if it holds a run, that run is continued. Default: the environment
+            variable TRAINLAB_RUN_DIR, or a new folder.
+        seed: the run's seed, an int ≥ 0. Default: the environment variable TRAINLAB_SEED, or 0.
+        precision: "fp32", "bf16" or "fp16". Default "fp32".
+        device: where to train. Default: CUDA, then MPS, then the CPU.
+        enable_tensorboard_logging: whether trainlab writes its own TensorBoard series. Default True.
+        progress: whether to show a progress bar, or lines where there is no terminal. Default True.
+        uneven: how several ranks treat a batch that they cannot share evenly: "scale", "drop" or "pad".
+
+    Returns:
+        The context, to be given to the Trial and to the Trainer.
+
+    Raises:
+        InvalidValueError: an argument cannot be used.
+        InvalidTypeError: an argument has the wrong type.
+        RunFolderError: the folder is held by another process, or is no run's.
+    """
+    return open_context(
+        TrialContext,
+        hparams=hparams,
+        exp_conf=exp_conf,
+        distributed=distributed,
+        aggregation_frequency=aggregation_frequency,
+        name=name,
+        run_dir=run_dir,
+        seed=seed,
+        precision=precision,
+        device=device,
+        enable_tensorboard_logging=enable_tensorboard_logging,
+        progress=progress,
+        uneven=uneven,
+    )
+
+
+def open_context(
+    context_class: type[TrialContext],
+    *,
+    hparams: Mapping[str, Any] | None,
+    exp_conf: Mapping[str, Any] | None,
+    distributed: DistributedContext | None,
+    aggregation_frequency: int,
+    name: str | None,
+    run_dir: str | os.PathLike[str] | None,
+    seed: int | None,
+    precision: str,
+    device: str | torch.device | None,
+    enable_tensorboard_logging: bool,
+    progress: bool,
+    uneven: str,
+) -> TrialContext:
+    """Open a run whose context is of a given class; the arguments are those of ``init``.
+
+    Args:
+        context_class: TrialContext or a subclass.
+        hparams: see ``init``.
+        exp_conf: see ``init``.
+        distributed: see ``init``.
+        aggregation_frequency: see ``init``.
+        name: see ``init``.
+        run_dir: see ``init``.
+        seed: see ``init``.
+        precision: see ``init``.
+        device: see ``init``.
+        enable_tensorboard_logging: see ``init``.
+        progress: see ``init``.
+        uneven: see ``init``.
+
+    Returns:
+        The context.
+    """
+    _check_choices(name=name, uneven=uneven, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
+    seed = _seed(seed)
+    chosen = Precision(precision, _device(device))
+    folder = RunFolder.open(
+        name=Path(sys.argv[0]).stem or "run" if name is None else name,
+        run_dir=run_dir if run_dir is not None else os.environ.get("TRAINLAB_RUN_DIR") or None,
+    )
+    with contextlib.ExitStack() as undone:
+        undone.callback(folder.close)
+        session = Session(folder, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
+        undone.callback(session.close)
+        context = context_class(
+            hparams=hparams,
+            exp_conf=exp_conf,
+            distributed=DistributedContext() if distributed is None else distributed,
+            seed=seed,
+            aggregation_frequency=aggregation_frequency,
+            precision=chosen,
+            uneven=uneven,
+            session=session,
+        )
+        folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
+        folder.write_record(seed=seed, device=str(chosen.device), versions=versions(), status="running")
+        undone.pop_all()
+    seed_all(seed)
+    return context
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that decide how a run computes, by name."""
+    return {
+        "trainlab": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _check_choices(*, name: Any, uneven: Any, **switches: Any) -> None:
+    if name is not None and (not isinstance(name, str) or not name or "/" in name or name in (".", "..")):
+        raise InvalidValueError(f"name must be text without '/'. Received: {name!r}. Use run_dir for an exact folder.")
+    if uneven not in UNEVEN:
+        raise InvalidValueError(f"uneven must be one of {', '.join(map(repr, UNEVEN))}. Received: {uneven!r}.")
+    for switch, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidTypeError(f"{switch} must be True or False. Received: {value!r}.")
+
+
+def _seed(seed: int | None) -> int:
+    if seed is None:
+        given = os.environ.get("TRAINLAB_SEED", "0")
+        if not given.isdecimal():
+            raise InvalidValueError(f"TRAINLAB_SEED must be an int of at least 0. Received: {given!r}.")
+        seed = int(given)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise InvalidValueError(f"seed must be an int from 0 to 2**63 - 1. Received: {seed!r}.")
+    return seed
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidValueError(
+            f"device {device!r} is none that torch knows: {error}. Use 'cpu', 'cuda' or 'mps'."
+        ) from error
+    if chosen.type not in ("cpu", "cuda", "mps"):
+        raise InvalidValueError(f"device must be 'cpu', 'cuda' or 'mps'. Received: {device!r}.")
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[chosen.type]:
+        usable = ", ".join(repr(kind) for kind, is_there in there.items() if is_there)
+        raise InvalidValueError(f"This machine has no {chosen.type} device. Received: {device!r}. It has: {usable}.")
+    return chosen
