@@ -195,7 +195,10 @@ class Problem:
 
     def __init__(self, schedule: Callable[[Any], Any], as_tensor: bool = False) -> None:
         self.weights = [torch.nn.Parameter(torch.linspace(0.1, 1, 3)) for _ in range(2)]
-        groups = [{"params": [w], "lr": torch.tensor(lr) if as_tensor else lr} for w, lr in zip(self.weights, (0.5, 0.3), strict=True)]
+        groups = [
+            {"params": [w], "lr": torch.tensor(lr) if as_tensor else lr}
+            for w, lr in zip(self.weights, (0.5, 0.3), strict=True)
+        ]
         self.optimizer = torch.optim.SGD(groups, momentum=0.9)
         self.scheduler = LRScheduler(schedule(self.optimizer), Mode.MANUAL_STEP)
 

@@ -103,7 +103,9 @@ class Problem:
 def flat(value: Any) -> list[Any]:
     """All leaves of a state with their types, tensors as their bytes."""
     if isinstance(value, torch.Tensor):
-        return [(value.dtype, value.device, value.shape, value.detach().contiguous().view(-1).view(torch.uint8).tolist())]
+        return [
+            (value.dtype, value.device, value.shape, value.detach().contiguous().view(-1).view(torch.uint8).tolist())
+        ]
     if isinstance(value, dict):
         return [(key, flat(item)) for key, item in value.items()]
     if isinstance(value, list | tuple):
@@ -113,7 +115,11 @@ def flat(value: Any) -> list[Any]:
 
 def test_every_optimizer_of_torch_is_tried() -> None:
     """The optimizers resumed below are all that this version of torch has."""
-    every = {n for n in optim.__all__ if isinstance(getattr(optim, n), type) and issubclass(getattr(optim, n), optim.Optimizer)}
+    every = {
+        n
+        for n in optim.__all__
+        if isinstance(getattr(optim, n), type) and issubclass(getattr(optim, n), optim.Optimizer)
+    }
     assert every - {"Optimizer"} <= {name.partition(",")[0] for name in OPTIMIZERS}
 
 

@@ -123,6 +123,23 @@ class MetricRules:
             raise _refused("evaluate_full_dataset", name, value)
         return float(value)
 
+    def reduced(self, name: str, value: Any) -> Any:
+        """Accept what a wrapped reducer gave.
+
+        Args:
+            name: the metric's name.
+            value: the reducer's result under it.
+
+        Returns:
+            The value as a float; a subclass may pass on other host values.
+
+        Raises:
+            MetricError: the value is no number and no 0-dimensional numeric tensor or array.
+        """
+        if not _is_number(value):
+            raise _refused("a reducer", name, value)
+        return float(value)
+
 
 def describe(value: Any) -> str:
     """Describe a value for an error message.

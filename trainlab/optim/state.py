@@ -82,7 +82,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
     parameters = dict(zip(numbers, owned_parameters(optimizer), strict=True))
     for number, saved in state["state"].items():
         key = parameters.get(number, number)
-        optimizer.state[key] = _exact(saved, optimizer.state[key])
+        if key in optimizer.state:
+            optimizer.state[key] = _exact(saved, optimizer.state[key])
 
 
 def _exact(saved: Any, loaded: Any) -> Any:

@@ -1,7 +1,7 @@
 """Checkpointing: collects the whole state of a run, and puts it back."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from trainlab.checkpoint import Checkpoint, allot, match_keys, write_checkpoint
 from trainlab.data import BatchStream
-from trainlab.distributed import RngState
+from trainlab.distributed import RngState, preserved_rng
 from trainlab.errors import CheckpointMismatchError
 from trainlab.optim import load_optimizer_state, optimizer_state_dict
 from trainlab.training.callback import CallbackHooks
@@ -70,8 +70,7 @@ class Checkpointing:
             before_commit=self._run_write_end_hooks if self._hooks.checkpoint_write_end else None,
         )
         progress.load_state_dict(marked.state_dict())
-        for hook in self._hooks.checkpoint_upload_end:
-            hook(uuid=str(written))
+        _run_apart(self._hooks.checkpoint_upload_end, uuid=str(written))
         return written
 
     def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -134,8 +133,7 @@ class Checkpointing:
         }
 
     def _run_write_end_hooks(self, folder: Path) -> None:
-        for hook in self._hooks.checkpoint_write_end:
-            hook(folder)
+        _run_apart(self._hooks.checkpoint_write_end, folder)
 
     def _load_optimizers(self, content: Mapping[str, Any]) -> None:
         context = self._context
@@ -220,6 +218,14 @@ def _others(state: Mapping[str, Any]) -> dict[str, Any]:
 
 def _gradients(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in inner_module(model).named_parameters() if p.grad is not None}
+
+
+def _run_apart(hooks: list[Callable[..., None]], *args: Any, **kwargs: Any) -> None:
+    """Run hooks that come after the state was collected: a resumed run must not miss the numbers that they draw."""
+    if hooks:
+        with preserved_rng():
+            for hook in hooks:
+                hook(*args, **kwargs)
 
 
 def _names_differ(what: str, found: list[str], wrapped: list[str]) -> CheckpointMismatchError:

@@ -459,7 +459,8 @@ class TrialContext(RunConfig):
         Returns:
             The results by name.
         """
-        return self.reducers.reduce(for_training=for_training, gather=self.distributed.allgather)
+        reduced = self.reducers.reduce(for_training=for_training, gather=self.distributed.allgather)
+        return {name: self.rules.metrics.reduced(name, value) for name, value in reduced.items()}
 
     def reset_reducers(self) -> None:
         """Reset the wrapped reducers now; done for you before each window and validation."""
