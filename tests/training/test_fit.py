@@ -394,3 +394,28 @@ def test_empty_data_is_an_error(open_run: Any) -> None:
     context = open_run()
     with pytest.raises(ValueError, match="is empty"):
         fit(context, Empty(context), max_length=Epoch(1))
+
+
+def test_after_a_crash_fit_goes_on_from_a_checkpoint_only(open_run: Any) -> None:
+    """After an exception in a batch the same Trainer goes on exactly from a checkpoint, and from nothing else."""
+    crash = [True]
+
+    class Crashing(LineTrial):
+        def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
+            metrics = super().train_batch(batch, epoch_idx, batch_idx)
+            if batch_idx == 20 and crash.pop():
+                raise KeyError("mine")
+            return metrics
+
+    whole, _ = fit(open_run(), max_length=Batch(30))
+    context = open_run()
+    trial = Crashing(context)
+    trainer = trainlab.Trainer(trial, context)
+    with pytest.raises(KeyError):
+        trainer.fit(max_length=Batch(30), checkpoint_period=Batch(18))
+    crash.append(False)
+    with pytest.raises(InvalidStateError, match="latest_checkpoint"):
+        trainer.fit(max_length=Batch(30))
+    trainer.fit(max_length=Batch(30), latest_checkpoint=context.latest_checkpoint)
+    assert weights(trial) == weights(whole)
+    assert [r["batch"] for r in lines(context, "training")] == [18, 30]

@@ -59,7 +59,7 @@ class TrialContext(RunConfig):
         experimental: switches that may go away.
         progress: every counter of the run.
         device: where models and batches are.
-        latest_checkpoint: the newest valid checkpoint of the run's folder when the context was made, or None.
+        latest_checkpoint: the newest valid checkpoint of the run's folder, or None.
         run_dir: the run's folder.
     """
 
@@ -539,7 +539,7 @@ class TrialContext(RunConfig):
 
     @property
     def latest_checkpoint(self) -> Path | None:
-        """The newest valid checkpoint of the run's folder when the context was made, or None."""
+        """The newest valid checkpoint of the run's folder, or None."""
         return self.session.latest_checkpoint
 
     def get_tensorboard_path(self) -> Path:

@@ -23,7 +23,7 @@ class Session:
         enable_tensorboard_logging: whether trainlab writes its own TensorBoard series.
 
     Attributes:
-        latest_checkpoint: the newest valid checkpoint when the run was opened, or None.
+        latest_checkpoint: the newest valid checkpoint, or None.
         display: what a person sees.
         recorder: what is written.
         ended_by: what ended the last fit, if it did not end well.

@@ -72,6 +72,8 @@ class Trainer:
         check_trial(trial, validates=False)
         self._trial = trial
         self._stream_state: dict[str, Any] | None = None
+        self._last_checkpoint: Path | None = None
+        self._broken_off = False
         self.context = context
 
     def configure_profiler(
@@ -146,7 +148,8 @@ class Trainer:
         self._plan = plan
         self._policy = context.rules.checkpoint_policy(checkpoint_policy, metric)
         self._metric, self._smaller_is_better, self._test_mode = metric, smaller_is_better, test_mode
-        self._last_checkpoint = None if checkpoint is None else checkpoint.path
+        if checkpoint is not None:
+            self._last_checkpoint = checkpoint.path
         if self._policy == "best" and metric is None:
             logger.info(
                 "No metric is named to fit, so that no best checkpoint is kept. Name one: fit(metric='loss', ...)."
@@ -154,10 +157,13 @@ class Trainer:
         with ExitStack() as closing:
             closing.push(self._note_end)
             signals = closing.enter_context(StopSignals(context))
-            self._open(closing, checkpoint)
+            self._open(closing, checkpoint, tries_validation=not step_zero_validation)
             if step_zero_validation and progress.batches_trained == 0:
                 self._validate()
+            self._broken_off = True
             self._train()
+            self._broken_off = False
+        logger.info("Trained up to batch %d.", progress.batches_trained)
         self._say_where()
         result = self._result()
         context.stop_requested = False
@@ -264,6 +270,7 @@ class Trainer:
         progress = self.context.progress
         metrics = self._evaluator.run(limit=1 if self._test_mode else None)
         self._reporter.report_validation(metrics)
+        logger.info("Validation after batch %d: %s.", progress.batches_trained, metrics)
         progress.last_validation_batch = progress.batches_trained
         progress.validation_metrics = metrics
         if self._metric is None:
@@ -277,17 +284,21 @@ class Trainer:
 
     def _checkpoint(self) -> None:
         path = self._checkpointing.save()
+        logger.info("Checkpoint %s.", path)
         if self._test_mode:
             Checkpoint.open(path).state()
         else:
-            self._last_checkpoint = path
+            self._last_checkpoint = self.context.session.latest_checkpoint = path
 
     # -- before and after --------------------------------------------------------------------
 
-    def _open(self, closing: ExitStack, checkpoint: Checkpoint | None) -> None:
+    def _open(self, closing: ExitStack, checkpoint: Checkpoint | None, *, tries_validation: bool) -> None:
         """Build what a fit needs, restore it from the checkpoint, and start the callbacks."""
         context, progress = self.context, self.context.progress
         first = progress.batches_trained if checkpoint is None else checkpoint.progress["batches_trained"]
+        logger.info(
+            "Training from batch %d%s.", first, "" if checkpoint is None else f", resumed from {checkpoint.path}"
+        )
         hooks = self._hooks = CallbackHooks(self._trial.build_callbacks())
         hooks.startup(closing, first, None if checkpoint is None else str(checkpoint.path))
         self._batches = self._open_stream(self._trial.build_training_data_loader(), "training")
@@ -306,7 +317,8 @@ class Trainer:
         closing.callback(self._keep_stream_state)
         closing.callback(context.session.display.close)
         context.session.display.start(progress, self._plan, lambda: self._batches.epoch_length)
-        self._try_validation()
+        if tries_validation:
+            self._try_validation()
         for hook in hooks.training_start:
             hook()
         if rng is not None:
@@ -345,17 +357,23 @@ class Trainer:
     def _resume_point(self, latest_checkpoint: str | os.PathLike[str] | None) -> Checkpoint | None:
         if latest_checkpoint is not None:
             return Checkpoint.open(latest_checkpoint)
-        there = list_checkpoints(self.context.run_dir / "checkpoints")
-        if there and self.context.progress.batches_trained == 0:
+        context = self.context
+        if self._broken_off:
             raise InvalidStateError(
-                f"The run's folder {self.context.run_dir} holds {len(there)} checkpoints, and fit was "
-                f"told to start from the "
-                "beginning. To resume, pass latest_checkpoint=ctx.latest_checkpoint"
-                + (
-                    ". To start anew, use another run_dir."
-                    if self.context.latest_checkpoint is not None
-                    else " – but none of them is valid, see the log. To start anew, use another run_dir."
-                )
+                "The fit before this one was broken off in the middle of a batch, so that nothing "
+                "certain is there to go "
+                f"on from. Pass latest_checkpoint=ctx.latest_checkpoint (now "
+                f"{context.latest_checkpoint}), or begin anew "
+                "with a new context and Trial."
+            )
+        there = list_checkpoints(context.run_dir / "checkpoints")
+        if there and context.progress.batches_trained == 0:
+            none_valid = "" if context.latest_checkpoint else ", but none of them is valid, see the log"
+            raise InvalidStateError(
+                f"The run's folder {context.run_dir} holds {len(there)} checkpoints{none_valid}, "
+                f"and fit was told to start "
+                "from the beginning. To resume, pass latest_checkpoint=ctx.latest_checkpoint. To start anew, use "
+                "another run_dir."
             )
         return None
 
