@@ -419,3 +419,63 @@ def test_after_a_crash_fit_goes_on_from_a_checkpoint_only(open_run: Any) -> None
     trainer.fit(max_length=Batch(30), latest_checkpoint=context.latest_checkpoint)
     assert weights(trial) == weights(whole)
     assert [r["batch"] for r in lines(context, "training")] == [18, 30]
+
+
+def test_fit_after_test_mode_needs_a_new_trial(open_run: Any) -> None:
+    """A Trial that test_mode has trained is not trained on by accident; a new one is."""
+    context = open_run()
+    trial, _ = fit(context, max_length=Batch(5), test_mode=True)
+    with pytest.raises(InvalidStateError, match="test_mode"):
+        trainlab.Trainer.fit(trainer_of(trial), max_length=Batch(5))
+    fit(open_run(), max_length=Batch(5))
+
+
+def trainer_of(trial: Any) -> trainlab.Trainer:
+    """Make a Trainer whose Trial was tried by test_mode."""
+    trainer = trainlab.Trainer(trial, trial.context)
+    trainer.fit(max_length=Batch(9), test_mode=True)
+    return trainer
+
+
+def test_test_mode_goes_on_from_a_checkpoint(open_run: Any) -> None:
+    """test_mode with a checkpoint tries the batch that would come next, and leaves the run's files as they were."""
+    context = open_run(run_dir="here")
+    fit(context, max_length=Batch(5))
+    context.close()
+    again = open_run(run_dir="here")
+    trial, result = fit(again, max_length=Batch(9), test_mode=True, latest_checkpoint=again.latest_checkpoint)
+    assert trial.seen == [(0, 5)] and result.progress.batches_trained == 6
+    assert checkpoints(again) == [5] and [r["batch"] for r in lines(again, "training")] == [5]
+
+
+def test_step_zero_is_no_candidate_for_the_best(open_run: Any) -> None:
+    """The validation before the first batch has no checkpoint, so that it cannot be the best one."""
+    values = iter([0.0, 3.0, 2.0])
+
+    class Judged(LineTrial):
+        def evaluate_full_dataset(self, data_loader: Any) -> dict[str, Any]:
+            return {"score": next(values)}
+
+        evaluate_batch = trainlab.Trial.evaluate_batch
+
+    context = open_run()
+    _, result = fit(
+        context,
+        Judged(context),
+        max_length=Batch(2),
+        validation_period=Batch(1),
+        step_zero_validation=True,
+        metric="score",
+    )
+    assert result.best_metric == 2.0 and result.best_checkpoint == result.last_checkpoint
+
+
+def test_evaluating_a_checkpoint_leaves_the_weights(open_run: Any) -> None:
+    """evaluate(latest_checkpoint=...) puts the weights back that were there before."""
+    context = open_run()
+    _, result = fit(context, max_length=Batch(20))
+    other = open_run(seed=5)
+    trial = LineTrial(other)
+    before = weights(trial)
+    trainlab.Trainer(trial, other).evaluate(result.last_checkpoint)
+    assert weights(trial) == before

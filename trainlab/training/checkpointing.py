@@ -1,7 +1,9 @@
 """Checkpointing: collects the whole state of a run, and puts it back."""
 
+import copy
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from trainlab.training.context import TrialContext, inner_module
 from trainlab.training.init import versions
 from trainlab.training.trial import Trial
 
-__all__ = ["Checkpointing", "load_weights_of"]
+__all__ = ["Checkpointing", "load_weights_of", "weights_loaded_for_a_while"]
 
 logger = logging.getLogger("trainlab.training")
 
@@ -190,6 +192,27 @@ def load_weights_of(checkpoint: Checkpoint, context: TrialContext) -> None:
     """
     extra = checkpoint.state()["models_extra_state"]
     _load_models({"models_state_dict": _models_of(checkpoint, context), "models_extra_state": extra}, context)
+
+
+@contextmanager
+def weights_loaded_for_a_while(checkpoint: Checkpoint, context: TrialContext) -> Iterator[None]:
+    """Put the weights of a checkpoint into the wrapped models for the time of a block.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        context: the context whose models are meant.
+
+    Raises:
+        CheckpointMismatchError: as for ``load_weights_of``; the weights are as they were then.
+    """
+    modules = [inner_module(model) for model in context.models]
+    before = [copy.deepcopy(module.state_dict()) for module in modules]
+    try:
+        load_weights_of(checkpoint, context)
+        yield
+    finally:
+        for module, state in zip(modules, before, strict=True):
+            module.load_state_dict(state)
 
 
 def _models_of(checkpoint: Checkpoint, context: TrialContext) -> list[dict[str, torch.Tensor]]:

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -306,9 +306,6 @@ class TrialContext(RunConfig):
             enabled: as in apex.
             **options: as in apex.
 
-        Returns:
-            Nothing: it always raises.
-
         Raises:
             InvalidStateError: always; it names ``precision=`` as the replacement.
         """
@@ -582,16 +579,18 @@ class TrialContext(RunConfig):
     # -- for the Trainer ---------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def training(self, initial_batch: int) -> Any:
+    def training(self, stream: BatchStream, initial_batch: int) -> Iterator[None]:
         """Mark the time of a ``fit``: nothing is wrapped any more, the profiler runs.
 
         Args:
+            stream: the training batches, which tell where an epoch ends.
             initial_batch: batches trained before.
 
         Yields:
             Nothing.
         """
         self._sealed = True
+        self.training_stream = stream
         self._initial_batch = initial_batch
         for scheduler in self.wrapped_schedulers:
             scheduler.steps_seen = self.progress.optimizer_steps[scheduler.optimizer_name]

@@ -1,7 +1,10 @@
 """Reporter: keeps a window's metrics, and tells recorder, display and callbacks of them."""
 
 import logging
+import shlex
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from trainlab.errors import MetricError
@@ -11,7 +14,7 @@ from trainlab.recording import Record
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
 
-__all__ = ["Reporter"]
+__all__ = ["Reporter", "say_where"]
 
 logger = logging.getLogger("trainlab.training")
 
@@ -68,6 +71,7 @@ class Reporter:
             metrics: its metrics by name.
         """
         record = self._record("validation", metrics, {}, {})
+        logger.info("Validation after batch %d: %s.", record.batch, metrics)
         if self._records:
             self._context.session.recorder.record(record)
         self._context.session.display.validation_end(record)
@@ -103,3 +107,21 @@ class Reporter:
                 "No optimizer was stepped in the batches so far: nothing is learnt. "
                 "Call context.step_optimizer(optimizer) in train_batch."
             )
+
+
+def say_where(context: TrialContext, last_checkpoint: Path | None, *, test_mode: bool) -> None:
+    """Tell a person where the run is, and how to go on with it.
+
+    Args:
+        context: the run's context.
+        last_checkpoint: its newest checkpoint.
+        test_mode: whether the run was only tried.
+    """
+    if test_mode:
+        context.session.display.say("Test mode: one batch was trained, and a checkpoint written and read back.")
+        return
+    command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+    context.session.display.say(
+        f"Run folder: {context.run_dir}\nLast checkpoint: {last_checkpoint}\n"
+        f"To go on from it: TRAINLAB_RUN_DIR={shlex.quote(str(context.run_dir))} {command}"
+    )

@@ -1,44 +1,41 @@
 """Trainer: the whole training loop, from the first batch to the last checkpoint.
 
-A boundary is the instant after a finished batch at which something is due: a report, a validation,
-a checkpoint or the end. Only there are metrics copied to the host, files written and the slow hooks
-called. Between two boundaries the loop does nothing but fetch a batch, train it and count.
+A boundary is the instant after a finished batch at which something is due (a report, a validation, a
+checkpoint, the end) or a stop was asked for. Only there are metrics copied to the host, files written and
+the slow hooks called. Between two boundaries the loop does nothing but fetch a batch, train it and count,
+and at the end of an epoch call the hooks of epochs.
 """
 
 import logging
-import math
 import os
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from trainlab.checkpoint import Checkpoint, list_checkpoints
-from trainlab.data import BatchStream
+from trainlab.checkpoint import Checkpoint
 from trainlab.distributed import RngState, preserved_rng
-from trainlab.errors import (
-    InvalidStateError,
-    InvalidTypeError,
-    InvalidValueError,
-    MetricError,
-    TrialDefinitionError,
-)
 from trainlab.schedule import Action, Batch, Plan, TrainUnit
 from trainlab.training.callback import CallbackHooks
-from trainlab.training.checkpointing import Checkpointing, load_weights_of
+from trainlab.training.checkpointing import Checkpointing, weights_loaded_for_a_while
 from trainlab.training.context import TrialContext
-from trainlab.training.evaluation import Evaluator
-from trainlab.training.reporting import Reporter
+from trainlab.training.judging import Judge
+from trainlab.training.opening import (
+    check_choices,
+    check_open,
+    check_trainable,
+    open_evaluator,
+    open_stream,
+    resume_point,
+)
+from trainlab.training.reporting import Reporter, say_where
 from trainlab.training.result import FitResult
 from trainlab.training.signals import StopSignals
-from trainlab.training.trial import Trial, check_trial, overrides
+from trainlab.training.trial import Trial, check_trial
 
 __all__ = ["Trainer"]
 
 logger = logging.getLogger("trainlab.training")
-
-POLICIES = ("best", "all", "none")
 
 
 class Trainer:
@@ -54,43 +51,14 @@ class Trainer:
     """
 
     def __init__(self, trial: Trial, context: TrialContext) -> None:
-        if not isinstance(trial, Trial):
-            raise InvalidTypeError(f"Trainer takes an instance of a trainlab.Trial. Received: {trial!r}.")
-        if not isinstance(context, TrialContext):
-            raise InvalidTypeError(f"Trainer takes the context that trainlab.init() gave. Received: {context!r}.")
-        if getattr(trial, "context", context) is not context:
-            raise InvalidTypeError(
-                "The Trial was made with another context than this Trainer's. Give both the same one."
-            )
-        for what, wrapped in (("model", context.models), ("optimizer", context.optimizers)):
-            if not wrapped:
-                raise TrialDefinitionError(
-                    f"{type(trial).__qualname__} wraps no {what}. Define build_{what}, or call "
-                    f"context.wrap_{what}(...) "
-                    "in __init__ (an __init__ of your own beside build_ hooks calls super().__init__(context))."
-                )
-        check_trial(trial, validates=False)
+        check_trainable(trial, context)
         self._trial = trial
-        self._stream_state: dict[str, Any] | None = None
-        self._last_checkpoint: Path | None = None
-        self._broken_off = False
         self.context = context
-
-    def configure_profiler(
-        self,
-        sync_timings: bool = True,
-        enabled: bool = False,
-        begin_on_batch: int = 0,
-        end_after_batch: int | None = None,
-    ) -> None:
-        """Do nothing: there is no cluster to profile for; ``context.set_profiler`` profiles with torch.
-
-        Args:
-            sync_timings: not used.
-            enabled: not used.
-            begin_on_batch: not used.
-            end_after_batch: not used.
-        """
+        self._last_checkpoint: Path | None = None
+        # Where the loader was when the fit before this one, or the checkpoint's, ended; given to it once.
+        self._stream_state: dict[str, Any] | None = None
+        # Whether weights and counters in memory may be of different batches: after an error, or after test_mode.
+        self._uncertain = False
 
     def fit(
         self,
@@ -111,13 +79,15 @@ class Trainer:
         Args:
             checkpoint_period: when to make a checkpoint. Default: only at the end, and as the policy says.
             validation_period: when to validate. Default: only at the end.
-            max_length: how long to train, ``Batch(n)`` or ``Epoch(n)``.
-            reporting_period: when to report the training metrics. Default ``Batch(100)``.
+            max_length: how long to train, ``Batch(n)`` or ``Epoch(n)``; it must be given.
+            reporting_period: when to report the training metrics, at the least; every boundary reports.
+                Default ``Batch(100)``.
             checkpoint_policy: "best": a checkpoint after each validation that is the best so far by ``metric``;
                 "all": after each validation; "none": after none. Default "best".
             latest_checkpoint: the checkpoint to resume from. Default: start from the beginning.
             step_zero_validation: whether to validate once before the first batch. Default False.
-            test_mode: whether to try one batch of training, one of validation and a checkpoint, leaving nothing.
+            test_mode: whether to try one batch of training, one of validation and a checkpoint, leaving nothing
+                on the disk. Default False.
             metric: the validation metric that tells which checkpoint is the best. Default: none is.
             smaller_is_better: whether a smaller value of it is better. Default True.
 
@@ -127,89 +97,78 @@ class Trainer:
         Raises:
             InvalidValueError: an argument cannot be used.
             InvalidTypeError: an argument has the wrong type.
-            InvalidStateError: the context is closed, or its folder holds checkpoints and none was passed.
+            InvalidStateError: the context is closed, or a checkpoint must be passed and was not.
             CheckpointError: a checkpoint cannot be read or written.
             SystemExit: a signal ended the run, after a checkpoint was made.
         """
-        self._check_open()
         context, progress = self.context, self.context.progress
-        plan = Plan(
+        check_open(context)
+        check_choices(
+            checkpoint_policy,
+            metric,
+            step_zero_validation=step_zero_validation,
+            test_mode=test_mode,
+            smaller_is_better=smaller_is_better,
+        )
+        self._plan = Plan(
             max_length=max_length,
             reporting_period=reporting_period,
             validation_period=validation_period,
             checkpoint_period=checkpoint_period,
         )
-        self._check_choices(checkpoint_policy, metric, step_zero_validation, test_mode, smaller_is_better)
         self._validates = validation_period is not None or metric is not None or step_zero_validation
         check_trial(self._trial, validates=self._validates)
-        checkpoint = self._resume_point(latest_checkpoint)
+        checkpoint = resume_point(context, latest_checkpoint, uncertain=self._uncertain)
+        first_batch = progress.batches_trained if checkpoint is None else checkpoint.progress["batches_trained"]
         if test_mode:
-            plan = Plan(max_length=Batch(progress.batches_trained + 1), reporting_period=reporting_period)
-        self._plan = plan
+            self._plan = Plan(max_length=Batch(first_batch + 1), reporting_period=reporting_period)
         self._policy = context.rules.checkpoint_policy(checkpoint_policy, metric)
-        self._metric, self._smaller_is_better, self._test_mode = metric, smaller_is_better, test_mode
-        if checkpoint is not None:
-            self._last_checkpoint = checkpoint.path
+        self._judge = Judge(metric, smaller_is_better)
+        self._test_mode = test_mode
         if self._policy == "best" and metric is None:
-            logger.info(
-                "No metric is named to fit, so that no best checkpoint is kept. Name one: fit(metric='loss', ...)."
-            )
+            logger.info("No metric is named to fit, so that no best checkpoint is kept. Name one: fit(metric='loss').")
         with ExitStack() as closing:
-            closing.push(self._note_end)
+            closing.push(self._end)
             signals = closing.enter_context(StopSignals(context))
-            self._open(closing, checkpoint, tries_validation=not step_zero_validation)
-            if step_zero_validation and progress.batches_trained == 0:
+            self._uncertain = first_batch > 0
+            self._open(closing, checkpoint, first_batch)
+            if not step_zero_validation or first_batch > 0:
+                self._try_validation()
+            for hook in self._hooks.training_start:
+                hook()
+            if self._rng is not None:
+                self._rng.restore()
+            if step_zero_validation and first_batch == 0:
                 self._validate()
-            self._broken_off = True
+            self._uncertain = True
             self._train()
-            self._broken_off = False
+            self._uncertain = test_mode
         logger.info("Trained up to batch %d.", progress.batches_trained)
-        self._say_where()
-        result = self._result()
-        context.stop_requested = False
+        say_where(context, self._last_checkpoint, test_mode=test_mode)
         if signals.received is not None:
+            # Raised here, where everything is closed; the run's record is written when the context closes.
             context.session.ended_by = SystemExit(128 + signals.received)
             raise context.session.ended_by
-        return result
-
-    def evaluate(self, latest_checkpoint: str | os.PathLike[str] | None = None) -> dict[str, Any]:
-        """Validate without training; generators and modes are left as they were.
-
-        Args:
-            latest_checkpoint: a checkpoint to load first. Default: the models as they are.
-
-        Returns:
-            The validation metrics by name.
-
-        Raises:
-            CheckpointError: the checkpoint cannot be read.
-            TrialDefinitionError: the Trial has no evaluation hook.
-        """
-        self._check_open()
-        check_trial(self._trial, validates=True)
-        with ExitStack() as closing:
-            closing.enter_context(preserved_rng())
-            hooks = CallbackHooks(self._trial.build_callbacks())
-            hooks.startup(closing, self.context.progress.batches_trained, None)
-            if latest_checkpoint is not None:
-                load_weights_of(Checkpoint.open(latest_checkpoint), self.context)
-            self._validates = True
-            evaluator = self._open_evaluator(closing, hooks)
-            return {} if evaluator is None else evaluator.run()
+        return self._result()
 
     # -- the loop ----------------------------------------------------------------------------
 
     def _train(self) -> None:
-        progress = self.context.progress
+        """Train from boundary to boundary until the end or a stop; whatever ends it, a checkpoint is there."""
+        context, progress = self.context, self.context.progress
+        first_batch = progress.batches_trained
         while not self._plan.finished(progress):
             self._train_to_boundary()
             self._at_boundary()
-            if self.context.stop_requested:
+            if context.stop_requested:
                 break
         if progress.last_checkpoint_batch != progress.batches_trained:
-            self._checkpoint()
+            self._checkpoint()  # a stop at a batch at which none was due
+        if progress.batches_trained > first_batch:
+            self._stream_state = self._batches.state_dict()
 
     def _train_to_boundary(self) -> None:
+        """Train one window of batches, over the ends of epochs at which nothing is due."""
         context, progress = self.context, self.context.progress
         self._reporter.start_window()
         for model in context.models:
@@ -218,6 +177,7 @@ class Trainer:
             if progress.batches_in_epoch == 0:
                 self._start_epoch()
             self._train_batches(self._plan.next_boundary(progress, self._batches.epoch_length))
+            # Asked, rather than seen: the epoch's last batch may be the boundary's, and nobody may know its length.
             if self._batches.exhausted():
                 self._end_epoch()
             if context.stop_requested or self._plan.due(progress):
@@ -227,16 +187,17 @@ class Trainer:
         """Train up to the batch number ``until`` or to the epoch's end: the path of every batch."""
         context, progress = self.context, self.context.progress
         train_batch, count_records = self._trial.train_batch, self._trial.get_batch_length
-        end_batch, keep = context.end_batch, self._reporter.window.add
+        step_schedulers, keep_metrics = context.end_batch, self._reporter.window.add
         for batch in self._batches:
             metrics = train_batch(batch=batch, epoch_idx=progress.epochs_trained, batch_idx=progress.batches_trained)
-            end_batch()
-            keep(metrics)
+            step_schedulers()
+            keep_metrics(metrics)
             progress.count_batch(count_records(batch))
             if progress.batches_trained == until or context.stop_requested:
                 return
 
     def _start_epoch(self) -> None:
+        """Start the loader anew, and call the hooks; an epoch that a resume goes on with was started by ``_open``."""
         progress = self.context.progress
         self._batches.start_epoch(progress.epochs_trained, state=self._stream_state)
         self._stream_state = None
@@ -244,6 +205,7 @@ class Trainer:
             hook(progress.epochs_trained)
 
     def _end_epoch(self) -> None:
+        """Count the epoch, step the schedulers of epochs, and call the hooks."""
         progress = self.context.progress
         progress.end_epoch()
         self.context.end_epoch()
@@ -257,212 +219,86 @@ class Trainer:
             progress.records_in_epoch = self._batches.position()
         due = self._plan.due(progress)
         self._reporter.report()
-        better = False
+        is_best = False
         if Action.VALIDATE in due and self._evaluator is not None:
-            better = self._validate()
-        wanted = self._policy == "all" or (self._policy == "best" and better)
-        if Action.CHECKPOINT in due or (Action.VALIDATE in due and wanted):
+            is_best = self._judge.note(self._validate(), progress)
+        by_policy = Action.VALIDATE in due and (self._policy == "all" or (self._policy == "best" and is_best))
+        if Action.CHECKPOINT in due or by_policy:
             self._checkpoint()
 
-    def _validate(self) -> bool:
-        """Validate, and tell whether it was the best so far by the metric named to ``fit``."""
+    def _validate(self) -> dict[str, Any]:
+        """Validate, and tell everyone."""
         assert self._evaluator is not None  # the callers' condition; kept for the type checker
         progress = self.context.progress
         metrics = self._evaluator.run(limit=1 if self._test_mode else None)
         self._reporter.report_validation(metrics)
-        logger.info("Validation after batch %d: %s.", progress.batches_trained, metrics)
         progress.last_validation_batch = progress.batches_trained
         progress.validation_metrics = metrics
-        if self._metric is None:
-            return False
-        value, best = self._value_of(metrics), progress.best_metric
-        better = not math.isnan(value) and (best is None or (value < best if self._smaller_is_better else value > best))
-        if better:
-            progress.best_metric, progress.best_metric_batch = value, progress.batches_trained
-            progress.best_checkpoint = None
-        return better
+        return metrics
 
     def _checkpoint(self) -> None:
+        """Write a checkpoint, which also writes into the progress that there is one at this batch."""
         path = self._checkpointing.save()
-        logger.info("Checkpoint %s.", path)
         if self._test_mode:
             Checkpoint.open(path).state()
         else:
+            logger.info("Checkpoint %s.", path)
             self._last_checkpoint = self.context.session.latest_checkpoint = path
 
     # -- before and after --------------------------------------------------------------------
 
-    def _open(self, closing: ExitStack, checkpoint: Checkpoint | None, *, tries_validation: bool) -> None:
-        """Build what a fit needs, restore it from the checkpoint, and start the callbacks."""
-        context, progress = self.context, self.context.progress
-        first = progress.batches_trained if checkpoint is None else checkpoint.progress["batches_trained"]
-        logger.info(
-            "Training from batch %d%s.", first, "" if checkpoint is None else f", resumed from {checkpoint.path}"
-        )
-        hooks = self._hooks = CallbackHooks(self._trial.build_callbacks())
-        hooks.startup(closing, first, None if checkpoint is None else str(checkpoint.path))
-        self._batches = self._open_stream(self._trial.build_training_data_loader(), "training")
+    def _open(self, closing: ExitStack, checkpoint: Checkpoint | None, first_batch: int) -> None:
+        """Start the callbacks, build the loaders, and restore everything but the generators."""
+        context, progress, trial = self.context, self.context.progress, self._trial
+        logger.info("Training from batch %d.", first_batch)
+        hooks = self._hooks = CallbackHooks(trial.build_callbacks())
+        hooks.startup(closing, first_batch, None if checkpoint is None else str(checkpoint.path))
+        self._batches = open_stream(context, trial.build_training_data_loader(), "training")
         closing.callback(self._batches.close)
-        self._evaluator = self._open_evaluator(closing, hooks)
+        self._evaluator = open_evaluator(trial, context, hooks, closing, required=self._validates)
         self._reporter = Reporter(context, hooks, records=not self._test_mode)
         root = context.run_dir / "checkpoints"
         if self._test_mode:
             root = Path(closing.enter_context(tempfile.TemporaryDirectory()))
-        self._checkpointing = Checkpointing(self._trial, context, hooks, self._batches, root)
-        rng = self._restore(checkpoint)
+        self._checkpointing = Checkpointing(trial, context, hooks, self._batches, root)
+        # Put back last of all, so that nothing that is done before the first batch can change them.
+        self._rng: RngState | None = None
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        elif first_batch == 0 and not self._test_mode:
+            context.session.recorder.restore(None)
         if progress.batches_in_epoch:
-            self._continue_epoch()
-        context.training_stream = self._batches
-        closing.enter_context(context.training(first))
-        closing.callback(self._keep_stream_state)
+            with preserved_rng():  # a second fit goes on with the generators as they are
+                self._batches.start_epoch(
+                    progress.epochs_trained,
+                    records=progress.records_in_epoch,
+                    batches=progress.batches_in_epoch,
+                    state=self._stream_state,
+                )
+            self._stream_state = None
+        closing.enter_context(context.training(self._batches, first_batch))
         closing.callback(context.session.display.close)
         context.session.display.start(progress, self._plan, lambda: self._batches.epoch_length)
-        if tries_validation:
-            self._try_validation()
-        for hook in hooks.training_start:
-            hook()
-        if rng is not None:
-            rng.restore()
 
-    def _restore(self, checkpoint: Checkpoint | None) -> RngState | None:
-        """Restore everything but the generators, whose state is returned: they are put back last of all."""
-        context = self.context
-        if checkpoint is None:
-            if context.progress.batches_trained == 0 and not self._test_mode:
-                context.session.recorder.restore(None)
-            return None
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        logger.info("Resuming from %s.", checkpoint.path)
         content = self._checkpointing.restore(checkpoint)
         if not self._test_mode:
-            context.session.recorder.restore(content["recording"])
+            self.context.session.recorder.restore(content["recording"])
         self._stream_state = content["stream"]
-        return RngState.from_state_dict(content["rng_state"])
-
-    def _continue_epoch(self) -> None:
-        progress = self.context.progress
-        with preserved_rng():
-            self._batches.start_epoch(
-                progress.epochs_trained,
-                records=progress.records_in_epoch,
-                batches=progress.batches_in_epoch,
-                state=self._stream_state,
-            )
-        self._stream_state = None
-
-    def _note_end(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        self.context.session.ended_by = error
-
-    def _keep_stream_state(self) -> None:
-        self._stream_state = self._batches.state_dict()
-
-    def _resume_point(self, latest_checkpoint: str | os.PathLike[str] | None) -> Checkpoint | None:
-        if latest_checkpoint is not None:
-            return Checkpoint.open(latest_checkpoint)
-        context = self.context
-        if self._broken_off:
-            raise InvalidStateError(
-                "The fit before this one was broken off in the middle of a batch, so that nothing "
-                "certain is there to go "
-                f"on from. Pass latest_checkpoint=ctx.latest_checkpoint (now "
-                f"{context.latest_checkpoint}), or begin anew "
-                "with a new context and Trial."
-            )
-        there = list_checkpoints(context.run_dir / "checkpoints")
-        if there and context.progress.batches_trained == 0:
-            none_valid = "" if context.latest_checkpoint else ", but none of them is valid, see the log"
-            raise InvalidStateError(
-                f"The run's folder {context.run_dir} holds {len(there)} checkpoints{none_valid}, "
-                f"and fit was told to start "
-                "from the beginning. To resume, pass latest_checkpoint=ctx.latest_checkpoint. To start anew, use "
-                "another run_dir."
-            )
-        return None
-
-    def _open_stream(self, loader: Any, role: str) -> BatchStream:
-        context = self.context
-        context.rules.check_loader(loader, checks_enabled=context.checks_loaders)
-        warn = context.rules.warns_of_foreign_loader(loader, checks_enabled=context.checks_loaders)
-        return BatchStream(
-            loader,
-            seed=context.get_trial_seed(),
-            move=context.mover() if context.moves_batches else None,
-            device=context.device,
-            data_rank=context.distributed.data_rank,
-            data_size=context.distributed.data_size,
-            cut_by_len=role == "training" and context.rules.cuts_epochs_by_len,
-            role=role,
-            warn=warn,
-        )
-
-    def _open_evaluator(self, closing: ExitStack, hooks: CallbackHooks) -> Evaluator | None:
-        trial = self._trial
-        has_hook = overrides(trial, "evaluate_batch") or overrides(trial, "evaluate_full_dataset")
-        loader = trial.build_validation_data_loader() if has_hook else None
-        if loader is None:
-            if self._validates:
-                raise TrialDefinitionError(
-                    f"A validation is asked for, and {type(trial).__qualname__} has no validation data: "
-                    "build_validation_data_loader returned None."
-                )
-            return None
-        evaluator = Evaluator(trial, self.context, hooks, loader, self._open_stream(loader, "validation"))
-        closing.callback(evaluator.close)
-        return evaluator
+        self._rng = RngState.from_state_dict(content["rng_state"])
+        self._last_checkpoint = checkpoint.path
 
     def _try_validation(self) -> None:
-        if self._evaluator is None or not self.context.rules.tries_validation or self._test_mode:
-            return
-        if self._plan.finished(self.context.progress):
-            return
-        with preserved_rng():
-            metrics = self._evaluator.try_first_batch()
-        if self._metric is not None:
-            self._value_of(metrics)
+        """Evaluate one batch before training, so that a mistake there is found now; it leaves no trace."""
+        tries = self.context.rules.tries_validation and not self._test_mode
+        if self._evaluator is not None and tries and not self._plan.finished(self.context.progress):
+            with preserved_rng():
+                self._judge.check(self._evaluator.try_first_batch())
 
-    def _value_of(self, metrics: dict[str, Any]) -> float:
-        if self._metric not in metrics:
-            raise MetricError(
-                f"The validation gives no metric {self._metric!r}, which fit was told to judge by. "
-                f"It gives: {', '.join(map(repr, sorted(metrics)))}."
-            )
-        try:
-            return float(metrics[self._metric])
-        except (TypeError, ValueError):
-            raise MetricError(
-                f"The metric {self._metric!r}, which fit was told to judge by, must be one number. "
-                f"Received: {metrics[self._metric]!r}."
-            ) from None
-
-    def _check_open(self) -> None:
-        if not self.context.session.is_open:
-            raise InvalidStateError(
-                "The context is closed. Call fit and evaluate inside 'with trainlab.init() as ctx:'."
-            )
-
-    def _check_choices(self, policy: Any, metric: Any, *switches: Any) -> None:
-        if policy not in POLICIES:
-            raise InvalidValueError(
-                f"checkpoint_policy must be one of {', '.join(map(repr, POLICIES))}. Received: {policy!r}."
-            )
-        if metric is not None and not isinstance(metric, str):
-            raise InvalidTypeError(f"metric must be the name of a validation metric. Received: {metric!r}.")
-        for switch in switches:
-            if not isinstance(switch, bool):
-                raise InvalidTypeError(
-                    f"step_zero_validation, test_mode and smaller_is_better must be True or False. "
-                    f"Received: {switch!r}."
-                )
-
-    def _say_where(self) -> None:
-        if self._test_mode:
-            self.context.session.display.say(
-                "Test mode: one batch trained, one validated, a checkpoint written and read."
-            )
-            return
-        folder, command = self.context.run_dir, " ".join([Path(sys.executable).name, *sys.argv])
-        self.context.session.display.say(
-            f"Run folder: {folder}\nLast checkpoint: {self._last_checkpoint}\n"
-            f"To go on from it: TRAINLAB_RUN_DIR={folder} {command}"
-        )
+    def _end(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        self.context.session.ended_by = error
+        self.context.stop_requested = False
 
     def _result(self) -> FitResult:
         progress = self.context.progress.copy()
@@ -471,7 +307,50 @@ class Trainer:
             progress=progress,
             metrics=dict(progress.validation_metrics),
             best_metric=progress.best_metric,
-            last_checkpoint=self._last_checkpoint,
+            last_checkpoint=None if self._test_mode else self._last_checkpoint,
             best_checkpoint=None if best is None or self._test_mode else self.context.run_dir / "checkpoints" / best,
             stop_reason="max_length" if self._plan.finished(progress) else "stop_requested",
         )
+
+    # -- besides training --------------------------------------------------------------------
+
+    def evaluate(self, latest_checkpoint: str | os.PathLike[str] | None = None) -> dict[str, Any]:
+        """Validate without training; weights, generators and modes are left as they were.
+
+        Args:
+            latest_checkpoint: a checkpoint whose weights are evaluated. Default: the weights as they are.
+
+        Returns:
+            The validation metrics by name.
+
+        Raises:
+            CheckpointError: the checkpoint cannot be read.
+            TrialDefinitionError: the Trial has no evaluation hook or no validation data.
+        """
+        check_open(self.context)
+        check_trial(self._trial, validates=True)
+        with ExitStack() as closing:
+            closing.enter_context(preserved_rng())
+            hooks = CallbackHooks(self._trial.build_callbacks())
+            hooks.startup(closing, self.context.progress.batches_trained, None)
+            if latest_checkpoint is not None:
+                closing.enter_context(weights_loaded_for_a_while(Checkpoint.open(latest_checkpoint), self.context))
+            evaluator = open_evaluator(self._trial, self.context, hooks, closing, required=True)
+            assert evaluator is not None  # it is required; kept for the type checker
+            return evaluator.run()
+
+    def configure_profiler(
+        self,
+        sync_timings: bool = True,
+        enabled: bool = False,
+        begin_on_batch: int = 0,
+        end_after_batch: int | None = None,
+    ) -> None:
+        """Do nothing: there is no cluster to profile for; ``context.set_profiler`` profiles with torch.
+
+        Args:
+            sync_timings: not used.
+            enabled: not used.
+            begin_on_batch: not used.
+            end_after_batch: not used.
+        """

@@ -1,0 +1,75 @@
+"""Judge: which validation is the best so far."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from trainlab.errors import MetricError
+from trainlab.schedule import Progress
+
+__all__ = ["Judge"]
+
+
+class Judge:
+    """Judges validations by one metric.
+
+    Args:
+        metric: the metric's name; None if no validation is better than another.
+        smaller_is_better: whether a smaller value is better.
+    """
+
+    def __init__(self, metric: str | None, smaller_is_better: bool) -> None:
+        self._metric = metric
+        self._smaller_is_better = smaller_is_better
+
+    def check(self, metrics: Mapping[str, Any]) -> None:
+        """Find out whether a validation can be judged.
+
+        Args:
+            metrics: the validation's metrics by name.
+
+        Raises:
+            MetricError: the metric is not among them, or is not one number.
+        """
+        if self._metric is not None:
+            self._value(metrics, self._metric)
+
+    def note(self, metrics: Mapping[str, Any], progress: Progress) -> bool:
+        """Tell whether a validation is strictly better than all before, and if so write that into the progress.
+
+        Args:
+            metrics: the validation's metrics by name.
+            progress: the run's counters, at the validation's batch. Which checkpoint holds the best is written there
+                only when one is made.
+
+        Returns:
+            Whether it is the best so far; never without a metric, and never for NaN.
+
+        Raises:
+            MetricError: as for ``check``.
+        """
+        if self._metric is None:
+            return False
+        value, best = self._value(metrics, self._metric), progress.best_metric
+        if math.isnan(value):
+            return False
+        if best is not None and not (value < best if self._smaller_is_better else value > best):
+            return False
+        progress.best_metric, progress.best_metric_batch = value, progress.batches_trained
+        progress.best_checkpoint = None
+        return True
+
+    @staticmethod
+    def _value(metrics: Mapping[str, Any], metric: str) -> float:
+        if metric not in metrics:
+            raise MetricError(
+                f"The validation gives no metric {metric!r}, which fit was told to judge by. "
+                f"It gives: {', '.join(map(repr, sorted(metrics))) or 'none'}."
+            )
+        try:
+            return float(metrics[metric])
+        except (TypeError, ValueError):
+            raise MetricError(
+                f"The metric {metric!r}, which fit was told to judge by, must be one number. "
+                f"Received: {metrics[metric]!r}."
+            ) from None

@@ -1,0 +1,172 @@
+"""What a fit needs before its first batch: arguments checked, loaders opened, a checkpoint to go on from."""
+
+import os
+from contextlib import ExitStack
+from typing import Any
+
+from trainlab.checkpoint import Checkpoint, list_checkpoints
+from trainlab.data import BatchStream
+from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError, TrialDefinitionError
+from trainlab.training.callback import CallbackHooks
+from trainlab.training.context import TrialContext
+from trainlab.training.evaluation import Evaluator
+from trainlab.training.trial import Trial, check_trial, overrides
+
+__all__ = ["check_choices", "check_open", "check_trainable", "open_evaluator", "open_stream", "resume_point"]
+
+POLICIES = ("best", "all", "none")
+
+
+def check_trainable(trial: Any, context: Any) -> None:
+    """Find what would go wrong with a Trial and its context before anything is trained.
+
+    Args:
+        trial: the user's Trial.
+        context: the context that it was made with.
+
+    Raises:
+        InvalidTypeError: one of the two is something else.
+        TrialDefinitionError: the Trial wraps no model or no optimizer, or its hooks are wrong.
+    """
+    if not isinstance(trial, Trial):
+        raise InvalidTypeError(f"Trainer takes an instance of a trainlab.Trial. Received: {trial!r}.")
+    if not isinstance(context, TrialContext):
+        raise InvalidTypeError(f"Trainer takes the context that trainlab.init() gave. Received: {context!r}.")
+    if getattr(trial, "context", context) is not context:
+        raise InvalidTypeError("The Trial was made with another context than this Trainer's. Give both the same one.")
+    for what, wrapped in (("model", context.models), ("optimizer", context.optimizers)):
+        if not wrapped:
+            raise TrialDefinitionError(
+                f"{type(trial).__qualname__} wraps no {what}. Define build_{what}, or call context.wrap_{what}(...) in "
+                "__init__ (an __init__ of your own beside build_ hooks calls super().__init__(context))."
+            )
+    check_trial(trial, validates=False)
+
+
+def check_choices(policy: Any, metric: Any, **switches: Any) -> None:
+    """Refuse arguments of ``fit`` that cannot be used.
+
+    Args:
+        policy: the checkpoint policy.
+        metric: the metric's name, or None.
+        **switches: arguments that must be True or False.
+
+    Raises:
+        InvalidValueError: the policy is unknown.
+        InvalidTypeError: another argument has the wrong type.
+    """
+    if policy not in POLICIES:
+        raise InvalidValueError(
+            f"checkpoint_policy must be one of {', '.join(map(repr, POLICIES))}. Received: {policy!r}."
+        )
+    if metric is not None and not isinstance(metric, str):
+        raise InvalidTypeError(f"metric must be the name of a validation metric. Received: {metric!r}.")
+    for name, value in switches.items():
+        if not isinstance(value, bool):
+            raise InvalidTypeError(f"{name} must be True or False. Received: {value!r}.")
+
+
+def check_open(context: TrialContext) -> None:
+    """Refuse to work with a context that is closed.
+
+    Args:
+        context: the context.
+
+    Raises:
+        InvalidStateError: it is closed, or it only loads a Trial.
+    """
+    if not context.session.is_open:
+        raise InvalidStateError("The context is closed. Call fit and evaluate inside 'with trainlab.init() as ctx:'.")
+
+
+def resume_point(
+    context: TrialContext, latest_checkpoint: str | os.PathLike[str] | None, *, uncertain: bool
+) -> Checkpoint | None:
+    """Open the checkpoint to go on from, or see to it that nothing is lost by going on without one.
+
+    Args:
+        context: the run's context.
+        latest_checkpoint: as given to ``fit``.
+        uncertain: whether what is in memory may be of different batches, so that only a checkpoint can be gone on from.
+
+    Returns:
+        The checkpoint, or None.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        InvalidStateError: none was given, and one is needed.
+    """
+    if latest_checkpoint is not None:
+        return Checkpoint.open(latest_checkpoint)
+    if uncertain:
+        raise InvalidStateError(
+            "The fit before this one was broken off by an error, or only tried the Trial (test_mode), so that there is "
+            "nothing certain to go on from. Pass latest_checkpoint=ctx.latest_checkpoint (now "
+            f"{context.latest_checkpoint}), or begin anew with a new context and Trial."
+        )
+    there = list_checkpoints(context.run_dir / "checkpoints")
+    if there and context.progress.batches_trained == 0:
+        none_valid = "" if context.latest_checkpoint else ", but none of them is valid, see the log"
+        raise InvalidStateError(
+            f"The run's folder {context.run_dir} holds {len(there)} checkpoints{none_valid}, and fit was told to start "
+            "from the beginning. To resume, pass latest_checkpoint=ctx.latest_checkpoint. To start anew, use another "
+            "run_dir."
+        )
+    return None
+
+
+def open_stream(context: TrialContext, loader: Any, role: str) -> BatchStream:
+    """Make the stream of a loader's batches on the run's device.
+
+    Args:
+        context: the run's context.
+        loader: what a build hook returned.
+        role: "training" or "validation".
+
+    Returns:
+        The stream, not started.
+    """
+    context.rules.check_loader(loader, checks_enabled=context.checks_loaders)
+    return BatchStream(
+        loader,
+        seed=context.get_trial_seed(),
+        move=context.mover() if context.moves_batches else None,
+        device=context.device,
+        data_rank=context.distributed.data_rank,
+        data_size=context.distributed.data_size,
+        cut_by_len=role == "training" and context.rules.cuts_epochs_by_len,
+        role=role,
+        warn=context.rules.warns_of_foreign_loader(loader, checks_enabled=context.checks_loaders),
+    )
+
+
+def open_evaluator(
+    trial: Trial, context: TrialContext, hooks: CallbackHooks, closing: ExitStack, *, required: bool
+) -> Evaluator | None:
+    """Build what validates, if the Trial does.
+
+    Args:
+        trial: the user's Trial.
+        context: its context.
+        hooks: the callbacks' hooks.
+        closing: what closes the loader's workers at the end.
+        required: whether a validation is asked for.
+
+    Returns:
+        The evaluator; None if the Trial has no evaluation hook or no validation data.
+
+    Raises:
+        TrialDefinitionError: a validation is asked for, and there is no data for it.
+    """
+    has_hook = overrides(trial, "evaluate_batch") or overrides(trial, "evaluate_full_dataset")
+    loader = trial.build_validation_data_loader() if has_hook else None
+    if loader is None:
+        if required:
+            raise TrialDefinitionError(
+                f"A validation is asked for, and {type(trial).__qualname__} has no validation data: "
+                "build_validation_data_loader returned None."
+            )
+        return None
+    evaluator = Evaluator(trial, context, hooks, loader, open_stream(context, loader, "validation"))
+    closing.callback(evaluator.close)
+    return evaluator
