@@ -426,15 +426,8 @@ def test_fit_after_test_mode_needs_a_new_trial(open_run: Any) -> None:
     context = open_run()
     trial, _ = fit(context, max_length=Batch(5), test_mode=True)
     with pytest.raises(InvalidStateError, match="test_mode"):
-        trainlab.Trainer.fit(trainer_of(trial), max_length=Batch(5))
+        fit(context, trial, max_length=Batch(5))
     fit(open_run(), max_length=Batch(5))
-
-
-def trainer_of(trial: Any) -> trainlab.Trainer:
-    """Make a Trainer whose Trial was tried by test_mode."""
-    trainer = trainlab.Trainer(trial, trial.context)
-    trainer.fit(max_length=Batch(9), test_mode=True)
-    return trainer
 
 
 def test_test_mode_goes_on_from_a_checkpoint(open_run: Any) -> None:

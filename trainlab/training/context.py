@@ -100,6 +100,10 @@ class TrialContext(RunConfig):
         self.wrapped_schedulers: list[WrappedScheduler] = []
         self.stateful: dict[str, Any] = {}
         self.training_stream: BatchStream | None = None
+        # Where the loader was when the fit before this one, or the checkpoint's, ended; given to it once.
+        self.stream_state: dict[str, Any] | None = None
+        # Whether weights and counters in memory may be of different batches: after an error, or after test_mode.
+        self.uncertain = False
         self.stop_requested = False
         self.step_was_called = False
         self.moves_batches = True

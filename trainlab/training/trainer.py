@@ -55,10 +55,6 @@ class Trainer:
         self._trial = trial
         self.context = context
         self._last_checkpoint: Path | None = None
-        # Where the loader was when the fit before this one, or the checkpoint's, ended; given to it once.
-        self._stream_state: dict[str, Any] | None = None
-        # Whether weights and counters in memory may be of different batches: after an error, or after test_mode.
-        self._uncertain = False
 
     def fit(
         self,
@@ -118,7 +114,7 @@ class Trainer:
         )
         self._validates = validation_period is not None or metric is not None or step_zero_validation
         check_trial(self._trial, validates=self._validates)
-        checkpoint = resume_point(context, latest_checkpoint, uncertain=self._uncertain)
+        checkpoint = resume_point(context, latest_checkpoint, uncertain=context.uncertain)
         first_batch = progress.batches_trained if checkpoint is None else checkpoint.progress["batches_trained"]
         if test_mode:
             self._plan = Plan(max_length=Batch(first_batch + 1), reporting_period=reporting_period)
@@ -130,7 +126,7 @@ class Trainer:
         with ExitStack() as closing:
             closing.push(self._end)
             signals = closing.enter_context(StopSignals(context))
-            self._uncertain = first_batch > 0
+            context.uncertain = first_batch > 0
             self._open(closing, checkpoint, first_batch)
             if not step_zero_validation or first_batch > 0:
                 self._try_validation()
@@ -140,9 +136,9 @@ class Trainer:
                 self._rng.restore()
             if step_zero_validation and first_batch == 0:
                 self._validate()
-            self._uncertain = True
+            context.uncertain = True
             self._train()
-            self._uncertain = test_mode
+            context.uncertain = test_mode
         logger.info("Trained up to batch %d.", progress.batches_trained)
         say_where(context, self._last_checkpoint, test_mode=test_mode)
         if signals.received is not None:
@@ -165,7 +161,7 @@ class Trainer:
         if progress.last_checkpoint_batch != progress.batches_trained:
             self._checkpoint()  # a stop at a batch at which none was due
         if progress.batches_trained > first_batch:
-            self._stream_state = self._batches.state_dict()
+            self.context.stream_state = self._batches.state_dict()
 
     def _train_to_boundary(self) -> None:
         """Train one window of batches, over the ends of epochs at which nothing is due."""
@@ -199,8 +195,8 @@ class Trainer:
     def _start_epoch(self) -> None:
         """Start the loader anew, and call the hooks; an epoch that a resume goes on with was started by ``_open``."""
         progress = self.context.progress
-        self._batches.start_epoch(progress.epochs_trained, state=self._stream_state)
-        self._stream_state = None
+        self._batches.start_epoch(progress.epochs_trained, state=self.context.stream_state)
+        self.context.stream_state = None
         for hook in self._hooks.training_epoch_start:
             hook(progress.epochs_trained)
 
@@ -273,9 +269,9 @@ class Trainer:
                     progress.epochs_trained,
                     records=progress.records_in_epoch,
                     batches=progress.batches_in_epoch,
-                    state=self._stream_state,
+                    state=self.context.stream_state,
                 )
-            self._stream_state = None
+            self.context.stream_state = None
         closing.enter_context(context.training(self._batches, first_batch))
         closing.callback(context.session.display.close)
         context.session.display.start(progress, self._plan, lambda: self._batches.epoch_length)
@@ -285,7 +281,7 @@ class Trainer:
         content = self._checkpointing.restore(checkpoint)
         if not self._test_mode:
             self.context.session.recorder.restore(content["recording"])
-        self._stream_state = content["stream"]
+        self.context.stream_state = content["stream"]
         self._rng = RngState.from_state_dict(content["rng_state"])
         self._last_checkpoint = checkpoint.path
 
