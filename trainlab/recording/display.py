@@ -69,22 +69,48 @@ class NoDisplay:
     """Shows nothing."""
 
     def start(self, progress: Progress, plan: Plan, epoch_length: Callable[[], int | None]) -> None:
-        """Show nothing."""
+        """Show nothing.
+
+        Args:
+            progress: not used.
+            plan: not used.
+            epoch_length: not used.
+        """
 
     def report(self, record: Record) -> None:
-        """Show nothing."""
+        """Show nothing.
+
+        Args:
+            record: not used.
+        """
 
     def validation_start(self, total: int | None) -> None:
-        """Show nothing."""
+        """Show nothing.
+
+        Args:
+            total: not used.
+        """
 
     def validation_step(self, n: int) -> None:
-        """Show nothing."""
+        """Show nothing.
+
+        Args:
+            n: not used.
+        """
 
     def validation_end(self, record: Record) -> None:
-        """Show nothing."""
+        """Show nothing.
+
+        Args:
+            record: not used.
+        """
 
     def say(self, text: str) -> None:
-        """Show nothing."""
+        """Show nothing.
+
+        Args:
+            text: not used.
+        """
 
     def close(self) -> None:
         """Do nothing."""
@@ -120,10 +146,18 @@ class LineDisplay:
         self.say(describe(record, self._course))
 
     def validation_start(self, total: int | None) -> None:
-        """Write nothing."""
+        """Write nothing.
+
+        Args:
+            total: not used.
+        """
 
     def validation_step(self, n: int) -> None:
-        """Write nothing."""
+        """Write nothing.
+
+        Args:
+            n: not used.
+        """
 
     def validation_end(self, record: Record) -> None:
         """Write a line for a validation.

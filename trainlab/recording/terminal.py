@@ -77,9 +77,9 @@ class Terminal:
         Returns:
             What the stream's ``write`` returned.
         """
-        if self._closed or not text:
-            return target.write(text)
         with _lock:
+            if self._closed or not text:
+                return target.write(text)
             self._erase()
             written = target.write(text)
             target.flush()
