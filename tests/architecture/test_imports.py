@@ -103,7 +103,7 @@ def test_the_core_does_not_know_compat() -> None:
         for path in source.files()
         if source.folder_of(path) not in {"cli", "compat"}
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
-        if re.search(r"\bcompat\b|trainlab\.compat", line, re.IGNORECASE)
+        if re.search(r"(?<!tensorboard\.)\bcompat\b", line, re.IGNORECASE)
     ]
     assert not knowing
 

@@ -13,10 +13,12 @@ import pytest
 import trainlab
 from tests.architecture import source
 
-FOLDERS = sorted({source.folder_of(path) for path in source.files() if path.name == "__init__.py"} - {"__init__"})
+PACKAGES = [path.parent for path in source.files() if path.name == "__init__.py" and path.parent != source.PACKAGE]
+FOLDERS = [".".join(package.relative_to(source.PACKAGE).parts) for package in PACKAGES]
 CLASSES = [name for name in trainlab.__all__ if name[0].isupper()]
-# A first line that tells the answer needs no second telling: "Return the run's seed.", "Tell whether a run is open."
-SAYS_WHAT_COMES_BACK = re.compile(r"(Return|Tell (whether|which|how many)) ")
+# A first line that tells the answer needs no second telling ("Return the run's seed.", "Tell whether a run is open."),
+# and what only raises has no answer.
+NEEDS_NO_RETURNS = re.compile(r"\A(Return|Tell (whether|which|how many)) |^    \w+: always\b", re.MULTILINE)
 
 
 def documented(thing: object, name: str) -> Iterator[tuple[str, FunctionType]]:
@@ -38,7 +40,7 @@ def missing_sections(function: FunctionType, doc: str) -> set[str]:
     arguments = [name for name in signature.parameters if name not in {"self", "cls"} and not name.startswith("_")]
     answers = signature.return_annotation not in {None, "None", "NoReturn", "Never", inspect.Signature.empty}
     needed = {"Args"} if arguments else set()
-    needed |= {"Returns"} if answers and not SAYS_WHAT_COMES_BACK.match(doc) else set()
+    needed |= {"Returns"} if answers and not NEEDS_NO_RETURNS.search(doc) else set()
     needed |= {"Raises"} if _raises(function) else set()
     doc = re.sub(r"^Yields:", "Returns:", doc, flags=re.MULTILINE)
     return {section for section in needed if not re.search(rf"^{section}:\n", doc, re.MULTILINE)}

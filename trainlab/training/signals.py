@@ -1,5 +1,6 @@
 """StopSignals: a signal only asks for a stop; the loop sees it after the batch."""
 
+import contextlib
 import os
 import signal
 import threading
@@ -47,8 +48,11 @@ class StopSignals:
         if self.received is None or number == signal.SIGINT:
             self.received = number
         self._context.stop_requested = True
-        # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice.
-        os.write(
-            2,
-            f"\n{signal.Signals(number).name}: finishing the batch, then a checkpoint. Ctrl-C again aborts.\n".encode(),
-        )
+        # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice. Where no one reads it any
+        # more (Ctrl-C ends `tee` too, a terminal was closed), the run is still to be saved.
+        with contextlib.suppress(OSError):
+            os.write(
+                2,
+                f"\n{signal.Signals(number).name}: finishing the batch, then a checkpoint. "
+                "Ctrl-C again aborts.\n".encode(),
+            )
