@@ -79,7 +79,7 @@ def test_averaging_can_be_switched_off(open_run: Any) -> None:
 
 
 def test_groups_are_counted_over_epochs(open_run: Any) -> None:
-    """Groups of batches count from the run's beginning, not from an epoch's; an unfinished last group is not applied."""
+    """Groups of batches count from the run's beginning, not an epoch's; an unfinished last group is not applied."""
     trial = trained(open_run, Batch(35), aggregation=3)  # 16 batches an epoch
     assert trial.context.progress.optimizer_steps == {"0": 11}
     assert all(p.grad is not None for p in trial.model.parameters())

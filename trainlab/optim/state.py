@@ -1,6 +1,7 @@
 """The state of optimizers as data, brought back bit by bit."""
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
             f"The saved state does not fit this {type(optimizer).__qualname__}: {'; '.join(faults)}. "
             "Build the optimizer as it was when the state was saved."
         )
-    optimizer.load_state_dict({key: value for key, value in state.items() if key not in ("type", "shapes")})
+    with warnings.catch_warnings():
+        # torch casts here, and warns of it; what it casts is put back exactly below.
+        warnings.filterwarnings("ignore", message="Casting complex values to real")
+        optimizer.load_state_dict({key: value for key, value in state.items() if key not in ("type", "shapes")})
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     parameters = dict(zip(numbers, owned_parameters(optimizer), strict=True))
     for number, saved in state["state"].items():

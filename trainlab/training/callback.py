@@ -91,7 +91,7 @@ class Callback:
         """
 
     def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
-        """Run before a checkpoint is written.
+        """Run before a checkpoint is written, after every callback's ``state_dict`` was asked for.
 
         Args:
             checkpoint: the content; changes to it are what is saved.
