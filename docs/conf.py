@@ -14,6 +14,8 @@ myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"trainlab {release}"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 
 # The order of `__all__`; types stand in the signatures, as they stand in the code.
 autodoc_member_order = "bysource"

@@ -258,7 +258,6 @@ class Master(torch.optim.SGD):
 
 
 # torch's own load_state_dict, of which nothing is kept, casts the complex state of a real parameter.
-@pytest.mark.filterwarnings("ignore:Casting complex values to real")
 def test_optimizer_states_keep_their_dtypes(open_run: Any) -> None:
     """fp32 states of bf16 parameters come back in fp32, bit by bit, and other dtypes and kinds as they were."""
 

@@ -1,0 +1,93 @@
+"""The examples run as a newcomer runs them: as scripts, from a shell, and again to go on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+# Each with the length that goes on from its short form.
+LONGER = {
+    "digits.py": ["--epochs", "4"],
+    "supervised.py": ["--epochs", "4"],
+    "gan.py": ["--epochs", "4"],
+    "tiny_gpt.py": ["--batches", "12"],
+    "determined_port.py": ["--epochs", "4"],
+}
+
+# What the short form prints at its end: counts by optimizer, what the model writes.
+SAYS = {
+    "digits.py": "Test accuracy: ",
+    "supervised.py": "Test accuracy: ",
+    "gan.py": "{'generator': 48, 'discriminator': 96}",
+    "tiny_gpt.py": "--- after 8 batches\ndef ",
+    "determined_port.py": "",  # says nothing of its own
+}
+
+
+def run(example: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run an example in a folder; it must end well, without a warning of Python's."""
+    given = {name: value for name, value in os.environ.items() if name != "TRAINLAB_RUN_DIR"}
+    done = subprocess.run(
+        [sys.executable, "-W", "error::UserWarning:__main__", str(ROOT / "examples" / example), *arguments],
+        check=False,
+        cwd=folder,
+        env=given | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+def training_records(folder: Path) -> list[dict[str, Any]]:
+    """The training reports of a run."""
+    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [line for line in lines if line["kind"] == "training"]
+
+
+def test_every_example_is_tested() -> None:
+    """No script in examples/ goes without its test."""
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == LONGER.keys()
+
+
+@pytest.mark.parametrize("example", LONGER)
+def test_example_tells_its_options(example: str, tmp_path: Path) -> None:
+    """`--help` names the options that all examples share, and starts no run."""
+    said = run(example, "--help", folder=tmp_path).stdout
+    assert all(option in said for option in ("--run-dir", "--quick", LONGER[example][0]))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("example", LONGER)
+def test_example_runs_and_goes_on(example: str, tmp_path: Path) -> None:
+    """An example makes a run's folder; told that folder, it goes on at the next batch instead of beginning anew."""
+    first = run(example, "--quick", folder=tmp_path)
+    (folder,) = (tmp_path / "runs" / example.removesuffix(".py")).iterdir()
+    assert str(folder) in first.stdout + first.stderr, "it does not tell where the run is"
+    assert SAYS[example] in first.stdout
+    before = training_records(folder)
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+    run(example, *LONGER[example], "--run-dir", str(folder), folder=tmp_path)
+    after = training_records(folder)
+    assert after[: len(before)] == before, "what was recorded is recorded again"
+    assert len(after) > len(before)
+    batches = [record["batch"] for record in after]
+    assert batches == sorted(set(batches))
+    records = [record["records"] for record in after]
+    assert records == sorted(set(records))
+    assert len(list((tmp_path / "runs").glob("*/*"))) == 1, "a second run was begun"
+
+
+def test_digits_learns(tmp_path: Path) -> None:
+    """The digits example, as README runs it, is right in more than 95% of the test images."""
+    said = run("digits.py", folder=tmp_path).stdout
+    accuracy = float(said.split("Test accuracy: ")[1].split("%")[0])
+    assert accuracy > 95, said
