@@ -166,7 +166,8 @@ def test_ctrl_c_that_ends_the_reader_of_stderr_too(server: Server, tmp_path: Pat
     process.signal(signal.SIGINT)
     process.go()
     assert process.gone()
-    assert process.wait() == 128 + signal.SIGINT
+    # Python itself ends with 120 where it cannot flush what others wrote to stderr.
+    assert process.wait() in (128 + signal.SIGINT, 120)
     assert process.trained()[-1]["batch"] == 6 and saved(run_dir)[-1] == 7 == reported(run_dir)[-1]
     assert status_of(run_dir) == "interrupted"
 

@@ -124,7 +124,7 @@ def open_context(
     seed = _seed(seed)
     chosen = Precision(precision, _device(device))
     folder = RunFolder.open(
-        name=Path(sys.argv[0]).stem or "run" if name is None else name,
+        name=_script_name() if name is None else name,
         run_dir=run_dir if run_dir is not None else os.environ.get("TRAINLAB_RUN_DIR") or None,
     )
     with contextlib.ExitStack() as undone:
@@ -156,6 +156,12 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }
+
+
+def _script_name() -> str:
+    stem = Path(sys.argv[0]).stem
+    # "-c" and "-" stand for programs that have no name.
+    return "run" if not stem or stem.startswith("-") else stem
 
 
 def _check_choices(*, name: Any, uneven: Any, **switches: Any) -> None:

@@ -120,7 +120,7 @@ def say_where(context: TrialContext, last_checkpoint: Path | None, *, test_mode:
     if test_mode:
         context.session.display.say("Test mode: one batch was trained, and a checkpoint written and read back.")
         return
-    command = shlex.join([Path(sys.executable).name, *sys.orig_argv[1:]])
+    command = shlex.join(sys.orig_argv)
     context.session.display.say(
         f"Run folder: {context.run_dir}\nLast checkpoint: {last_checkpoint}\n"
         f"To go on from it: TRAINLAB_RUN_DIR={shlex.quote(str(context.run_dir))} {command}"
