@@ -1,4 +1,4 @@
-"""Write Python: a small transformer learns the standard library's own sources, character by character.
+"""Write Python: a small transformer learns the standard library's own sources by the character, in minutes on a CPU.
 
 python examples/tiny_gpt.py                   a new run, in a folder under runs/
 python examples/tiny_gpt.py --run-dir FOLDER  goes on with the run in FOLDER, or begins one there

@@ -17,6 +17,7 @@ __all__ = ["SideStream", "data_length", "pin", "to_device"]
 _logger = logging.getLogger("trainlab.data")
 
 _NOT_A_CONTAINER = object()
+_SEQUENCES = (list, tuple)
 
 
 def to_device(
@@ -62,6 +63,8 @@ def data_length(data: Any) -> int:
         InvalidValueError: for an empty dict, list or tuple.
         InvalidTypeError: for anything else that has no such length; override ``Trial.get_batch_length`` then.
     """
+    if type(data) in _SEQUENCES and data and type(data[0]) is Tensor and data[0].dim():
+        return data[0].size(0)  # the usual case; this runs for every batch
     first = data
     while True:
         if isinstance(first, Tensor | np.ndarray):

@@ -1,5 +1,6 @@
 """RunningMetrics: the training metrics since the last report."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +101,8 @@ class RunningMetrics:
             columns = {name: host_values(column) for name, column in values.items()}
             by_batch = [{name: column[i] for name, column in columns.items()} for i in range(batches)]
         averages = {name: self._rules.average(name, column) for name, column in values.items()}
-        found = {name: _non_finite(column) for name, column in values.items()}
+        # An average is finite exactly if all values are.
+        found = {name: _non_finite(values[name]) for name, value in averages.items() if not _is_finite(value)}
         non_finite = {
             name: (first_batch + int(where[0]), first_batch + int(where[-1]))
             for name, where in found.items()
@@ -146,6 +148,10 @@ def _as_dict(metrics: Any) -> dict[str, Any]:
         "train_batch must return a dict of metrics by name, or the loss as one tensor. "
         f"Received: {describe(metrics)}. Write: return {{'loss': loss}}."
     )
+
+
+def _is_finite(average: float | None) -> bool:
+    return average is not None and math.isfinite(average)
 
 
 def _non_finite(values: Sequence[Any] | npt.NDArray[Any]) -> npt.NDArray[np.intp]:

@@ -1,7 +1,9 @@
 """Recorder: hands each record to all backends, and keeps their files at one with the checkpoint a run goes on from."""
 
 import logging
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +14,8 @@ __all__ = ["Backend", "Recorder"]
 
 logger = logging.getLogger("trainlab.recording")
 
+# Each write wakes the threads of backends, which then take turns with the training: not more often than this.
+_WRITE_SECONDS = 1.0
 # A file is known again by its first bytes: they hold the time of its first record.
 _BEGINNING = 128
 
@@ -54,20 +58,24 @@ class Recorder:
     def __init__(self, folder: Path, backends: Sequence[Backend]) -> None:
         self._folder = Path(folder)
         self._backends = list(backends)
+        self._pending: list[Record] = []
+        self._written_at = -math.inf
         # What a Trial writes while it is built is no repetition: the first restore leaves files made since alone.
         self._earlier: set[Path] | None = set(self._files())
 
     def record(self, record: Record) -> None:
-        """Write a record to all backends.
+        """Write a record to all backends, at once or, where records come fast, with the next ones.
 
         Args:
             record: the record.
         """
-        for backend in self._backends:
-            backend.write(record)
+        self._pending.append(record)
+        if time.monotonic() - self._written_at >= _WRITE_SECONDS:
+            self._write_pending()
 
     def flush(self) -> None:
-        """Hand all that was written to the operating system: a process killed afterwards loses none of it."""
+        """Hand all that was recorded to the operating system: a process killed afterwards loses none of it."""
+        self._write_pending()
         for backend in self._backends:
             backend.flush()
 
@@ -107,8 +115,16 @@ class Recorder:
 
     def close(self) -> None:
         """Flush and close all backends; further calls do nothing."""
+        self._write_pending()
         for backend in self._backends:
             backend.close()
+
+    def _write_pending(self) -> None:
+        pending, self._pending = self._pending, []
+        for record in pending:
+            for backend in self._backends:
+                backend.write(record)
+        self._written_at = time.monotonic()
 
     def _files(self) -> list[Path]:
         return [path for backend in self._backends for path in backend.files()]

@@ -33,8 +33,8 @@ class WrappedOptimizer:
 
     name: str
     optimizer: torch.optim.Optimizer
-    parameters: list[torch.Tensor]
     divides: bool
+    zeroes_itself: bool
 
 
 @dataclass(eq=False)
@@ -189,7 +189,8 @@ class TrialContext(RunConfig):
             else _checked_name(name, self.wrapped_optimizers, "optimizer")
         )
         divides = average_aggregated_gradients is not False
-        wrapped = WrappedOptimizer(name, optimizer, list(parameters), divides)
+        zeroes_itself = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
+        wrapped = WrappedOptimizer(name, optimizer, divides, zeroes_itself)
         self.wrapped_optimizers[name] = wrapped
         self._by_identity[id(optimizer)] = wrapped
         self.progress.optimizer_steps.setdefault(name, 0)
@@ -394,27 +395,26 @@ class TrialContext(RunConfig):
                 "Pass what wrap_optimizer returned."
             )
         self.step_was_called = True
-        if self.aggregation_frequency > 1:
-            if not auto_zero_grads:
-                raise InvalidValueError(
-                    "auto_zero_grads=False cannot be used with aggregation_frequency > 1: the summed gradients of one "
-                    f"group would leak into the next. Received: aggregation_frequency={self.aggregation_frequency}."
-                )
-            if (self.progress.batches_trained + 1) % self.aggregation_frequency:
-                return
-            if wrapped.divides:
-                average_gradients(wrapped.parameters, self.aggregation_frequency)
+        if self.aggregation_frequency > 1 and not self._ends_group(wrapped, auto_zero_grads):
+            return
         if scaler is not None or self._scaling is not None:
             stepped = self._step_scaled(wrapped, clip_grads, scaler, closure)
         else:
             if clip_grads is not None:
-                clip_grads(wrapped.parameters)
+                clip_grads(owned_parameters(optimizer))
             optimizer.step() if closure is None else optimizer.step(closure)
             stepped = True
         if stepped:
             self.progress.optimizer_steps[wrapped.name] += 1
-        if auto_zero_grads:
+        if not auto_zero_grads:
+            return
+        if wrapped.zeroes_itself:
             optimizer.zero_grad()
+        else:
+            # What torch's own does, without the record for its profiler, which costs more than all else here.
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
 
     def end_batch(self) -> None:
         """Step what steps after a batch: schedulers, the scaler, the profiler. The Trainer calls it."""
@@ -625,6 +625,19 @@ class TrialContext(RunConfig):
     def _set_scaling(self) -> None:
         self._scaling = None if self.precision.scaler is None else GradientScaling(self.precision.scaler)
 
+    def _ends_group(self, wrapped: WrappedOptimizer, auto_zero_grads: bool) -> bool:
+        """Tell whether this batch ends a group of ``aggregation_frequency``, and if so average its gradients."""
+        if not auto_zero_grads:
+            raise InvalidValueError(
+                "auto_zero_grads=False cannot be used with aggregation_frequency > 1: the summed gradients of one "
+                f"group would leak into the next. Received: aggregation_frequency={self.aggregation_frequency}."
+            )
+        if (self.progress.batches_trained + 1) % self.aggregation_frequency:
+            return False
+        if wrapped.divides:
+            average_gradients(owned_parameters(wrapped.optimizer), self.aggregation_frequency)
+        return True
+
     def _step_scaled(self, wrapped: WrappedOptimizer, clip: Any, scaler: Any, closure: Any) -> bool:
         if scaler is not None and self._scaling is not None:
             raise InvalidValueError(
@@ -636,7 +649,7 @@ class TrialContext(RunConfig):
             raise InvalidValueError("This scaler is not wrapped. Call wrap_scaler on it, before wrap_model.")
         if clip is not None:
             scaling.unscale_(wrapped.optimizer)
-            clip(wrapped.parameters)
+            clip(owned_parameters(wrapped.optimizer))
         return scaling.step(wrapped.optimizer, closure)
 
     def _end_batch_slowly(self) -> None:
