@@ -10,9 +10,9 @@ if __name__ == "__main__":
     if "fork" in sys.argv[2:]:
         child = os.fork()
         if child == 0:
+            print(os.getpid(), flush=True)
             sys.stdin.read()
             os._exit(0)
-        print(child, flush=True)
     else:
         print(os.getpid(), flush=True)
     sys.stdin.read()

@@ -160,6 +160,80 @@ def test_kill_9_frees_the_folder_although_a_forked_child_lives(tmp_path: Path) -
         os.kill(child, signal.SIGKILL)
 
 
+def test_reading_every_file_of_the_folder_does_not_free_it(tmp_path: Path) -> None:
+    """A program that reads or copies its run's folder while it trains still holds it."""
+    ask = (
+        "import sys; from trainlab.experiments import RunFolder; from trainlab.errors import RunFolderError\n"
+        "try: RunFolder.open(name='x', run_dir=sys.argv[1])\n"
+        "except RunFolderError as error: print(error)"
+    )
+    asking = [sys.executable, "-c", ask, str(tmp_path)]
+    with RunFolder.open(name="digits", run_dir=tmp_path):
+        read = {entry.name: entry.read_bytes() for entry in tmp_path.iterdir()}
+        assert "lock" in read
+        told = subprocess.run(asking, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"held by process {os.getpid()} on" in told
+    assert not subprocess.run(asking, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+
+def test_a_forked_child_neither_holds_nor_frees_nor_writes_the_folder(tmp_path: Path) -> None:
+    """What a child does with the run it inherited leaves the parent's lock, record and the child's files alone."""
+    program = (
+        "import os, sys\nfrom trainlab.experiments import RunFolder\n"
+        "from trainlab.errors import InvalidStateError, RunFolderError\n"
+        "folder = RunFolder.open(name='x', run_dir=sys.argv[1])\n"
+        "child = os.fork()\n"
+        "if child == 0:\n"
+        "    own = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]\n"
+        "    try: folder.write_record(status='finished')\n"
+        "    except InvalidStateError as error: print(error, flush=True)\n"
+        "    folder.close()\n"
+        "    for descriptor in own: os.close(descriptor)\n"
+        "    try: RunFolder.open(name='x', run_dir=sys.argv[1])\n"
+        "    except RunFolderError as error: print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "print(os.waitpid(child, 0)[1], os.getpid(), folder.record_file.read_text())\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    refused, held, told = done.stdout.split("\n", 2)
+    status, pid, text = told.split(" ", 2)
+    assert "forked from" in refused
+    assert status == "0"
+    assert f"held by process {pid} on" in held
+    assert json.loads(text)["status"] == "running"
+
+
+def test_a_run_closed_while_its_child_lives_can_be_opened_at_once(tmp_path: Path) -> None:
+    """Closing frees the folder although a child that was forked before lives on."""
+    program = (
+        "import os, signal, sys\nfrom trainlab.experiments import RunFolder\n"
+        "for _ in range(20):\n"
+        "    folder = RunFolder.open(name='x', run_dir=sys.argv[1])\n"
+        "    child = os.fork()\n"
+        "    if child == 0: signal.pause()\n"
+        "    folder.close()\n"
+        "    RunFolder.open(name='x', run_dir=sys.argv[1]).close()\n"
+        "    os.kill(child, signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=ROOT, check=True)
+
+
+def test_the_record_of_a_continued_run_can_be_read(tmp_path: Path) -> None:
+    """Whoever goes on with a run finds what its record said before this start, and cannot change it."""
+    with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
+        assert folder.record == {}
+        folder.write_record(seed=3, status="finished")
+        assert folder.record == {}
+    before = json.loads((tmp_path / "run.json").read_text())
+    with RunFolder.open(name="other", run_dir=tmp_path) as folder:
+        folder.write_record(seed=4)
+        assert folder.record == before
+        assert (folder.record["seed"], folder.record["status"], len(folder.record["starts"])) == (3, "finished", 1)
+        with pytest.raises(TypeError):
+            folder.record["seed"] = 5  # type: ignore[index]
+
+
 def test_the_record_tells_what_was_run(tmp_path: Path) -> None:
     """run.json says which command, versions, host and process made the run, and when."""
     with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
@@ -240,6 +314,61 @@ def test_parameters_are_written_for_people_without_secrets(tmp_path: Path) -> No
     assert not [entry for entry in tmp_path.iterdir() if entry.suffix == ".tmp"]
 
 
+BEGUN_WITH = {
+    "hparams": {"lr": 0.5, "layers": [{"width": 3}, {"width": 4}], "old": 1, "a: b": None, "same": [1, []]},
+    "seed": 3,
+}
+
+
+def test_a_continued_run_keeps_its_parameters_and_names_what_differs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """params.yaml says what the run was begun with; what it goes on with instead is one warning, in log.txt too."""
+    with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
+        folder.write_params(BEGUN_WITH)
+    text = folder.params_file.read_text()
+    hparams = {"lr": 0.25, "layers": [{"width": 3}, {"width": 5}], "new": {"x": 1}, "a: b": 1, "same": [1, []]}
+    with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
+        folder.attach_log()
+        folder.write_params({"hparams": hparams, "seed": 3})
+        assert folder.params_file.read_text() == text
+    (warning,) = caplog.records
+    assert (warning.name, warning.levelname) == ("trainlab.experiments", "WARNING")
+    named = warning.getMessage().partition("They differ in: ")[2].removesuffix(".").split(", ")
+    assert set(named) == {
+        "hparams.lr",
+        "hparams.layers[1].width",
+        "hparams.old",
+        'hparams."a: b"',
+        "hparams.new",
+        "hparams.new.x",
+    }
+    assert warning.getMessage() in folder.log_file.read_text()
+
+
+def test_a_run_continued_with_its_own_parameters_is_not_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The order of the keys and a person's comments are no difference, and they stay."""
+    with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
+        folder.write_params(BEGUN_WITH)
+    text = "# the good one\n\n" + folder.params_file.read_text()
+    folder.params_file.write_text(text)
+    with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
+        folder.write_params(dict(reversed(BEGUN_WITH.items())))
+        assert folder.params_file.read_text() == text
+    assert not caplog.records
+
+
+def test_a_continued_run_without_parameters_gets_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that was stopped before its parameters were written has them after its next start."""
+    RunFolder.open(name="digits", run_dir=tmp_path).close()
+    with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
+        folder.write_params({"lr": 1})
+        assert folder.params_file.read_text() == "lr: 1\n"
+    assert not caplog.records
+
+
 def test_a_file_that_cannot_be_replaced_is_named(tmp_path: Path) -> None:
     """A failed write is an error with the path, and leaves no half a file."""
     with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
@@ -264,6 +393,48 @@ def test_the_log_gets_what_trainlab_logs_until_close(tmp_path: Path) -> None:
     assert lines[0].endswith("INFO trainlab_test_log.data: read 3 records")
     assert logger.handlers == []
     assert logging.getLogger().handlers == root_handlers
+
+
+@pytest.mark.parametrize("last_closes_first", [True, False])
+def test_two_open_runs_do_not_share_their_messages(tmp_path: Path, last_closes_first: bool) -> None:
+    """Each message is in one run's log: that of the run opened last, and once it is closed the one before."""
+    logger = logging.getLogger("trainlab_test_logs")
+    one, other = (RunFolder.open(name="digits", run_dir=tmp_path / name) for name in ("one", "other"))
+    one.attach_log(logger.name)
+    logger.info("first")
+    other.attach_log(logger.name)
+    logger.info("second")
+    (other if last_closes_first else one).close()
+    logger.info("third")
+    (one if last_closes_first else other).close()
+    logger.warning("fourth")
+    logs = [[line.split()[-1] for line in folder.log_file.read_text().splitlines()] for folder in (one, other)]
+    assert logs == ([["first", "third"], ["second"]] if last_closes_first else [["first"], ["second", "third"]])
+    assert logger.handlers == []
+
+
+@pytest.mark.parametrize("level", [logging.NOTSET, logging.INFO, logging.ERROR])
+def test_the_loggers_level_is_put_back_after_the_last_run(tmp_path: Path, level: int) -> None:
+    """A program's own logging is after its runs what it was before them, in whatever order they close."""
+    logger = logging.getLogger("trainlab_test_level")
+    logger.setLevel(level)
+    one, other = (RunFolder.open(name="digits", run_dir=tmp_path / name) for name in ("one", "other"))
+    for folder in (one, other):
+        folder.attach_log(logger.name)
+        assert logger.level == (level or logging.INFO)
+    one.close()
+    assert logger.level == (level or logging.INFO)
+    other.close()
+    assert logger.level == level
+
+
+def test_a_level_chosen_during_a_run_stays(tmp_path: Path) -> None:
+    """Closing a run does not undo what the user set meanwhile."""
+    logger = logging.getLogger("trainlab_test_chosen")
+    with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
+        folder.attach_log(logger.name)
+        logger.setLevel(logging.DEBUG)
+    assert logger.level == logging.DEBUG
 
 
 def test_a_closed_folder_is_not_written(tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
 """The folder of one run: where it is, who holds it, and what is written about the run as a whole."""
 
 import contextlib
+import copy
 import errno
 import fcntl
 import json
 import logging
 import os
 import platform
+import re
 import secrets
 import socket
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError
@@ -22,13 +25,56 @@ from trainlab.experiments.yaml_text import mask_command, to_yaml
 
 __all__ = ["RunFolder"]
 
+logger = logging.getLogger("trainlab.experiments")
+
 _LOCK = "lock"
 _RECORD = "run.json"
 _STATUSES = ("running", "finished", "failed", "interrupted")
 _GIT_TIMEOUT_SECONDS = 5
+_YAML_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s"#][^:]*?)\s*:(?:\s|$)')
 
-# Which process holds which folder. A record lock does not keep the process that holds it from taking it again.
-_held: dict[Path, int] = {}
+
+class _Lock:
+    """The lock of a folder, until it is released; a forked child does not have it."""
+
+    def __init__(self, folder: Path, descriptor: int) -> None:
+        self._folder = folder
+        self._descriptor = descriptor
+        self.is_held = True
+        _held[folder] = self
+
+    def release(self) -> None:
+        """Free the folder. Does nothing if the lock is not held."""
+        if not self.is_held:
+            return
+        self.is_held = False
+        del _held[self._folder]
+        # A child that was forked this instant may not have closed its copy yet.
+        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+        os.close(self._descriptor)
+
+    def leave_to_parent(self) -> None:
+        """Close a forked child's copy; to unlock would unlock the parent's."""
+        self.is_held = False
+        os.close(self._descriptor)
+
+
+# The folders that this process holds, without symbolic links.
+_held: dict[Path, _Lock] = {}
+# The runs' handlers of each logger; the last one writes.
+_log_handlers: dict[logging.Logger, list[logging.Handler]] = {}
+# The loggers that had no level before a run's handler came.
+_given_level: set[logging.Logger] = set()
+
+
+def _leave_locks_to_parent() -> None:
+    while _held:
+        _, lock = _held.popitem()
+        lock.leave_to_parent()
+
+
+# A worker that outlives a killed run would hold the folder with its copy of the descriptor.
+os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 class RunFolder:
@@ -46,7 +92,7 @@ class RunFolder:
         record_file: ``run.json``.
     """
 
-    def __init__(self, path: Path, name: str, lock: int) -> None:
+    def __init__(self, path: Path, name: str, lock: _Lock) -> None:
         self.path = path
         self.name = name
         self.checkpoints = path / "checkpoints"
@@ -56,9 +102,10 @@ class RunFolder:
         self.params_file = path / "params.yaml"
         self.record_file = path / _RECORD
         self.continues = self.record_file.exists()
-        self._lock: int | None = lock
-        self._log_handlers: list[tuple[logging.Logger, logging.Handler]] = []
-        self._record: dict[str, Any] = {}
+        self._lock = lock
+        self._attached: list[tuple[logging.Logger, logging.Handler]] = []
+        self._record: dict[str, Any] = _read_record(self.record_file) if self.continues else {}
+        self._record_before = MappingProxyType(copy.deepcopy(self._record))
 
     @classmethod
     def open(
@@ -86,20 +133,20 @@ class RunFolder:
             folder = cls(path, name, lock)
             folder._note_start()
         except BaseException:
-            _drop_lock(path, lock)
+            lock.release()
             raise
         return folder
 
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What ``run.json`` held when the folder was opened, for reading only; empty for a new run."""
+        return self._record_before
+
     def close(self) -> None:
         """Close the log, and let go of the folder. A second call does nothing."""
-        if self._lock is None:
-            return
-        for logger, handler in self._log_handlers:
-            logger.removeHandler(handler)
-            handler.close()
-        self._log_handlers.clear()
-        _drop_lock(self.path, self._lock)
-        self._lock = None
+        while self._attached:
+            _detach(*self._attached.pop())
+        self._lock.release()
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -113,7 +160,9 @@ class RunFolder:
         return f"RunFolder({str(self.path)!r})"
 
     def write_params(self, params: Mapping[str, Any]) -> None:
-        """Write ``params.yaml`` anew.
+        """Write ``params.yaml``; but a continued run keeps the one it has.
+
+        If a continued run is given other parameters than the file holds, a warning names their keys.
 
         Args:
             params: Nested mappings, lists and scalars; other objects are written as their ``str``, and values
@@ -121,10 +170,21 @@ class RunFolder:
 
         Raises:
             InvalidStateError: The folder is closed.
-            RunFolderError: The file cannot be written.
+            RunFolderError: The file cannot be written, or that of a continued run cannot be read.
         """
         self._require_open("write_params")
-        _replace_text(self.params_file, to_yaml(params))
+        text = to_yaml(params)
+        if not self.continues or not self.params_file.exists():
+            _replace_text(self.params_file, text)
+            return
+        kept, given = _lines_by_key(_read_text(self.params_file)), _lines_by_key(text)
+        differing = [key for key in kept | given if kept.get(key) != given.get(key)]
+        if differing:
+            logger.warning(
+                "This run goes on with other parameters than those in %s, which stays as it is. They differ in: %s.",
+                self.params_file,
+                ", ".join("".join(key).removeprefix(".") for key in differing),
+            )
 
     def write_record(self, **fields: Any) -> None:
         """Put fields into ``run.json``; those it holds already and that are not named stay.
@@ -155,16 +215,19 @@ class RunFolder:
     def attach_log(self, logger_name: str = "trainlab") -> None:
         """Write what is logged, from INFO on, to ``log.txt`` too, until ``close``.
 
+        Of several open runs of this process, the one that attached last gets what is logged; when it closes,
+        the one before it does again.
+
         Args:
-            logger_name: The logger; default "trainlab". If it has no level of its own, it gets INFO.
+            logger_name: The logger; default "trainlab". If it has no level of its own, it has INFO meanwhile.
 
         Raises:
             InvalidStateError: The folder is closed.
             RunFolderError: The file cannot be written.
         """
         self._require_open("attach_log")
-        logger = logging.getLogger(logger_name)
-        if any(attached is logger for attached, _ in self._log_handlers):
+        source = logging.getLogger(logger_name)
+        if any(attached is source for attached, _ in self._attached):
             return
         try:
             handler = logging.FileHandler(self.log_file, encoding="utf-8")
@@ -172,20 +235,17 @@ class RunFolder:
             raise _unusable(self.log_file, "opened", error) from error
         handler.setLevel(logging.INFO)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        if logger.level == logging.NOTSET:
-            logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
-        self._log_handlers.append((logger, handler))
+        _attach(source, handler)
+        self._attached.append((source, handler))
 
     def _require_open(self, call: str) -> None:
-        if self._lock is None:
+        if not self._lock.is_held:
             raise InvalidStateError(
-                f"This run's folder is closed. Received: {call}() on {self.path}. Open it again with RunFolder.open()."
+                f"This run's folder is closed, or held by the process that this one was forked from. "
+                f"Received: {call}() on {self.path}. Open it again with RunFolder.open()."
             )
 
     def _note_start(self) -> None:
-        if self.continues:
-            self._record = _read_record(self.record_file)
         starts = self._record.setdefault("starts", [])
         if starts and starts[-1].get("status") == "running":
             # Nobody holds the folder, so that start ended without a word.
@@ -245,39 +305,57 @@ def _unusable(path: Path, done: str, error: OSError) -> RunFolderError:
     return RunFolderError(f"{path} cannot be {done}: {reason}. Choose another run_dir, or make this place writable.")
 
 
-def _take_lock(path: Path) -> int:
+def _take_lock(path: Path) -> _Lock:
     resolved = path.resolve()
-    if _held.get(resolved) == os.getpid():
+    if resolved in _held:
         raise RunFolderError(
             f"This process holds the run's folder already. Received: {path}. "
             "Close the run that holds it first, or pass another run_dir."
         )
     try:
-        lock = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise _unusable(path / _LOCK, "opened", error) from error
-    # lockf and not flock: a record lock is not inherited by forked children, so it dies with this process.
-    # Closing any descriptor of the file in this process would drop it; so nothing else here ever opens the file.
+    # flock and not lockf: a record lock is lost as soon as anything in this process has read the file.
     try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(lock, 0)
-        os.write(lock, json.dumps(_holder()).encode())
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(_holder()).encode())
     except OSError as error:
-        holder = _describe_holder(lock)
-        os.close(lock)
+        holder = _describe_holder(descriptor)
+        os.close(descriptor)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise _unusable(path / _LOCK, "locked", error) from error
         raise RunFolderError(
             f"The run's folder is held by {holder}. Received: {path}. "
             "Wait until it ends or stop it, or pass another run_dir."
         ) from None
-    _held[resolved] = os.getpid()
-    return lock
+    return _Lock(resolved, descriptor)
 
 
-def _drop_lock(path: Path, lock: int) -> None:
-    _held.pop(path.resolve(), None)
-    os.close(lock)
+def _attach(source: logging.Logger, handler: logging.Handler) -> None:
+    handlers = _log_handlers.setdefault(source, [])
+    handler.addFilter(lambda _: handlers[-1:] == [handler])
+    handlers.append(handler)
+    if source.level == logging.NOTSET:
+        source.setLevel(logging.INFO)
+        _given_level.add(source)
+    source.addHandler(handler)
+
+
+def _detach(source: logging.Logger, handler: logging.Handler) -> None:
+    handlers = _log_handlers[source]
+    handlers.remove(handler)
+    source.removeHandler(handler)
+    handler.close()
+    if handlers:
+        return
+    del _log_handlers[source]
+    if source in _given_level:
+        _given_level.remove(source)
+        # Another level is one that the user chose meanwhile.
+        if source.level == logging.INFO:
+            source.setLevel(logging.NOTSET)
 
 
 def _holder() -> dict[str, Any]:
@@ -309,6 +387,38 @@ def _replace_text(path: Path, text: str) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise _unusable(path, "written", error) from error
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise _unusable(path, "read", error) from error
+
+
+def _lines_by_key(text: str) -> dict[tuple[str, ...], str]:
+    """The lines of a YAML text in block style, each by the keys that lead to it; ``[n]`` stands for a list's item."""
+    lines: dict[tuple[str, ...], str] = {}
+    items: Counter[tuple[str, ...]] = Counter()
+    above: list[tuple[int, tuple[str, ...]]] = []
+    for line in text.split("\n"):
+        content = line.strip()
+        if content in ("", "{}") or content.startswith("#"):
+            continue
+        indentation = len(line) - len(line.lstrip(" "))
+        while above and above[-1][0] >= indentation:
+            above.pop()
+        parent = above[-1][1] if above else ()
+        key = _YAML_KEY.match(content)
+        if content == "-" or content.startswith("- ") or key is None:
+            step = f"[{items[parent]}]"
+            items[parent] += 1
+        else:
+            step = f".{key[1]}"
+        path = (*parent, step)
+        lines[path] = content
+        above.append((indentation, path))
+    return lines
 
 
 def _read_record(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, MetricError
@@ -61,9 +62,13 @@ class FunctionReducer(MetricReducer):
         """Collect one more value.
 
         Args:
-            value: anything; a tensor is kept without its graph.
+            value: anything; of a tensor or an array a copy is kept, without its graph.
         """
-        self._values.append(value.detach() if isinstance(value, Tensor) else value)
+        if isinstance(value, Tensor):
+            value = value.detach().clone()
+        elif isinstance(value, np.ndarray):
+            value = value.copy()
+        self._values.append(value)
 
     def reset(self) -> None:
         """Forget all values."""

@@ -27,6 +27,7 @@ class Progress:
         best_metric: the best value so far of the metric that ``fit`` was told, or None.
         best_metric_batch: ``batches_trained`` at the validation that gave it, or None.
         best_checkpoint: the name of the checkpoint that holds it, or None.
+        best_judged_by: the metric, and whether its smallest or greatest value is the best, or None.
         validation_metrics: what the last validation gave, by name.
     """
 
@@ -42,6 +43,7 @@ class Progress:
     best_metric: float | None = None
     best_metric_batch: int | None = None
     best_checkpoint: str | None = None
+    best_judged_by: str | None = None
     validation_metrics: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -127,7 +129,7 @@ def _fault(name: str, value: Any) -> str | None:
             value is None or (isinstance(value, int | float) and not isinstance(value, bool)),
             "a float or None",
         )
-    elif name == "best_checkpoint":
+    elif name in ("best_checkpoint", "best_judged_by"):
         fits, wanted = value is None or isinstance(value, str), "a str or None"
     elif name in _OPTIONAL_COUNTS:
         fits, wanted = value is None or _is_count(value), "an int ≥ 0 or None"

@@ -128,6 +128,7 @@ class Callback:
 
 
 _OLD_WRITE_END = "on_checkpoint_end"
+_STATE_NAMES = ("state_dict", "load_state_dict")
 _HOOK_NAMES = tuple(name for name in vars(Callback) if name.startswith("on_"))
 
 
@@ -219,14 +220,18 @@ class CallbackHooks:
 def _check_hook_names(callback: Callback) -> None:
     cls = type(callback)
     for name in dir(cls):
-        if not name.startswith("on_") or not callable(getattr(cls, name)) or name == _OLD_WRITE_END:
+        if name.startswith("_") or not callable(getattr(cls, name)) or name in (_OLD_WRITE_END, *_STATE_NAMES):
+            continue
+        meant = difflib.get_close_matches(name, _STATE_NAMES, n=1, cutoff=0.85)
+        if not name.startswith("on_") and f"on_{name}" not in _HOOK_NAMES and not meant:
             continue
         if name not in _HOOK_NAMES:
-            close = difflib.get_close_matches(name, _HOOK_NAMES, n=1)
+            close = meant or difflib.get_close_matches(name, _HOOK_NAMES, n=1)
             hint = f"Did you mean {close[0]}? " if close else ""
             raise TrialDefinitionError(
                 f"{cls.__qualname__}.{name} is no hook of a Callback: it would never run. {hint}"
-                f"The hooks are: {', '.join(_HOOK_NAMES)}. Rename it (other methods must not begin with 'on_')."
+                f"The hooks are: {', '.join([*_HOOK_NAMES, *_STATE_NAMES])}. Rename it (a helper of your own: let its "
+                "name begin with an underscore)."
             )
         _check_hook_signature(callback, name)
 

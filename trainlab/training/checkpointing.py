@@ -13,14 +13,30 @@ from torch import nn
 from trainlab.checkpoint import Checkpoint, allot, match_keys, write_checkpoint
 from trainlab.data import BatchStream
 from trainlab.distributed import RngState, preserved_rng
-from trainlab.errors import CheckpointMismatchError
+from trainlab.errors import CheckpointDamagedError, CheckpointMismatchError
 from trainlab.optim import load_optimizer_state, optimizer_state_dict
+from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext, inner_module
 from trainlab.training.init import versions
 from trainlab.training.trial import Trial
 
-__all__ = ["Checkpointing", "load_weights_of", "weights_loaded_for_a_while"]
+__all__ = ["Checkpointing", "batches_of", "load_weights_of", "weights_loaded_for_a_while"]
+
+_PARTS = {
+    "models_extra_state": list,
+    "optimizers_state_dict": list,
+    "optimizer_names": list,
+    "lr_schedulers_state_dict": list,
+    "gradients": list,
+    "stateful": dict,
+    "stream": dict,
+    "recording": dict,
+    "callbacks": dict,
+    "rng_state": dict,
+    "progress": dict,
+    "made_with": dict,
+}
 
 logger = logging.getLogger("trainlab.training")
 
@@ -32,16 +48,18 @@ class Checkpointing:
         trial: the user's Trial.
         context: its context, with everything that is wrapped.
         hooks: the callbacks' hooks, whose states are saved too.
-        stream: the training batches, whose position is saved.
+        loader: the training loader.
+        stream: its batches, whose position is saved.
         root: the folder of the checkpoints.
     """
 
     def __init__(
-        self, trial: Trial, context: TrialContext, hooks: CallbackHooks, stream: BatchStream, root: Path
+        self, trial: Trial, context: TrialContext, hooks: CallbackHooks, loader: Any, stream: BatchStream, root: Path
     ) -> None:
         self._trial = trial
         self._context = context
         self._hooks = hooks
+        self._loader = loader
         self._stream = stream
         self._root = root
 
@@ -87,17 +105,19 @@ class Checkpointing:
         Raises:
             CheckpointMismatchError: it does not fit what is wrapped.
         """
-        content: dict[str, Any] = dict(checkpoint.state())
-        content["models_state_dict"] = _models_of(checkpoint, self._context)
-        for hook in self._hooks.checkpoint_load_start:
-            hook(content)
-        _load_models(content, self._context)
-        self._load_optimizers(content)
-        self._load_scaler(content.get("scaler_state_dict"))
-        self._hooks.load_state_dict(content["callbacks"])
-        self._load_stateful(content["stateful"])
-        self._load_gradients(content["gradients"])
-        self._context.progress.load_state_dict(content["progress"])
+        content = _content_of(checkpoint)
+        self._warn_of_differences(content["made_with"])
+        with _named(checkpoint):
+            content["models_state_dict"] = _models_of(checkpoint, self._context)
+            for hook in self._hooks.checkpoint_load_start:
+                hook(content)
+            _load_models(content, self._context)
+            self._load_optimizers(content)
+            self._load_scaler(content.get("scaler_state_dict"))
+            self._hooks.load_state_dict(content["callbacks"])
+            self._load_stateful(content["stateful"])
+            self._load_gradients(content["gradients"])
+            self._context.progress.load_state_dict(content["progress"])
         return content
 
     def _content(self) -> dict[str, Any]:
@@ -114,6 +134,7 @@ class Checkpointing:
             "stream": self._stream.state_dict(),
             "recording": context.session.recorder.state_dict(),
             "callbacks": self._hooks.state_dict(),
+            "made_with": self._made_with(),
         }
         if context.scaler is not None:
             content["scaler_state_dict"] = context.scaler.state_dict()
@@ -133,6 +154,31 @@ class Checkpointing:
             "exp_conf": self._context.given_exp_conf,
             "versions": versions(),
         }
+
+    def _made_with(self) -> dict[str, Any]:
+        """What decides the order of the data and the steps, and may not change if a resume is to be exact."""
+        try:
+            records = len(self._loader.dataset)
+        except (AttributeError, TypeError, NotImplementedError):
+            records = None
+        return {
+            "seed": self._context.get_trial_seed(),
+            "aggregation_frequency": self._context.aggregation_frequency,
+            "records in the training data set": records,
+        }
+
+    def _warn_of_differences(self, made_with: Mapping[str, Any]) -> None:
+        now = self._made_with()
+        for what in now.keys() & made_with.keys():
+            if made_with[what] != now[what]:
+                logger.warning(
+                    "The resumed run goes on otherwise than it was begun: %s was %r and is %r. Its "
+                    "order of data and its "
+                    "steps are not those of an uninterrupted run.",
+                    what,
+                    made_with[what],
+                    now[what],
+                )
 
     def _run_write_end_hooks(self, folder: Path) -> None:
         _run_apart(self._hooks.checkpoint_write_end, folder)
@@ -190,8 +236,25 @@ def load_weights_of(checkpoint: Checkpoint, context: TrialContext) -> None:
     Raises:
         CheckpointMismatchError: the models' names, keys or shapes differ.
     """
-    extra = checkpoint.state()["models_extra_state"]
-    _load_models({"models_state_dict": _models_of(checkpoint, context), "models_extra_state": extra}, context)
+    extra = _content_of(checkpoint)["models_extra_state"]
+    with _named(checkpoint):
+        _load_models({"models_state_dict": _models_of(checkpoint, context), "models_extra_state": extra}, context)
+
+
+def batches_of(checkpoint: Checkpoint) -> int:
+    """Read how many batches were trained at a checkpoint.
+
+    Args:
+        checkpoint: the opened checkpoint.
+
+    Returns:
+        Their number.
+
+    Raises:
+        CheckpointDamagedError: the checkpoint does not tell.
+    """
+    batches: int = _content_of(checkpoint)["progress"]["batches_trained"]
+    return batches
 
 
 @contextmanager
@@ -213,6 +276,32 @@ def weights_loaded_for_a_while(checkpoint: Checkpoint, context: TrialContext) ->
     finally:
         for module, state in zip(modules, before, strict=True):
             module.load_state_dict(state)
+
+
+def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read the state of a checkpoint, which has to hold every part that this version writes."""
+    content = checkpoint.state()
+    if not isinstance(content, dict):
+        raise CheckpointDamagedError(
+            f"The state in the checkpoint {checkpoint.path} is no dict but {type(content).__name__}."
+        )
+    wrong = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
+    if wrong:
+        raise CheckpointDamagedError(
+            f"The state in the checkpoint {checkpoint.path} lacks parts, or they are not what they should be: {wrong}. "
+            "It was not written by this version of trainlab, or changed since. Use another one."
+        )
+    Progress().load_state_dict(content["progress"])
+    return content
+
+
+@contextmanager
+def _named(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name the checkpoint in errors that only know what does not fit."""
+    try:
+        yield
+    except CheckpointMismatchError as error:
+        raise CheckpointMismatchError(f"{checkpoint.path}: {error}") from error
 
 
 def _models_of(checkpoint: Checkpoint, context: TrialContext) -> list[dict[str, torch.Tensor]]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from trainlab.distributed import DistributedContext
-from trainlab.errors import InvalidTypeError, InvalidValueError
+from trainlab.errors import InvalidValueError
 
 __all__ = ["RunConfig"]
 
@@ -35,9 +35,6 @@ class RunConfig:
         distributed: DistributedContext,
         seed: int,
     ) -> None:
-        for name, value in (("hparams", hparams), ("exp_conf", exp_conf)):
-            if value is not None and not isinstance(value, Mapping):
-                raise InvalidTypeError(f"{name} must be a dict. Received: {value!r} ({type(value).__qualname__}).")
         self.given_hparams = None if hparams is None else dict(hparams)
         self.given_exp_conf = None if exp_conf is None else dict(exp_conf)
         self.distributed = distributed

@@ -78,14 +78,6 @@ class TrialContext(RunConfig):
         session: Session,
     ) -> None:
         super().__init__(hparams=hparams, exp_conf=exp_conf, distributed=distributed, seed=seed)
-        if (
-            isinstance(aggregation_frequency, bool)
-            or not isinstance(aggregation_frequency, int)
-            or aggregation_frequency < 1
-        ):
-            raise InvalidValueError(
-                f"aggregation_frequency must be an int of at least 1. Received: {aggregation_frequency!r}."
-            )
         self.aggregation_frequency = aggregation_frequency
         self.precision = precision
         self.device = precision.device
@@ -105,6 +97,8 @@ class TrialContext(RunConfig):
         # Whether weights and counters in memory may be of different batches: after an error, or after test_mode.
         self.uncertain = False
         self.stop_requested = False
+        # A signal cannot be taken back by set_stop_requested(False).
+        self.signalled = False
         self.step_was_called = False
         self.moves_batches = True
         self.checks_loaders = True
@@ -188,6 +182,10 @@ class TrialContext(RunConfig):
             if name is None
             else _checked_name(name, self.wrapped_optimizers, "optimizer")
         )
+        if not (average_aggregated_gradients is None or isinstance(average_aggregated_gradients, bool)):
+            raise InvalidTypeError(
+                f"average_aggregated_gradients must be True, False or None. Received: {average_aggregated_gradients!r}."
+            )
         divides = average_aggregated_gradients is not False
         zeroes_itself = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
         wrapped = WrappedOptimizer(name, optimizer, divides, zeroes_itself)
@@ -525,7 +523,7 @@ class TrialContext(RunConfig):
         """
         if not isinstance(stop_requested, bool):
             raise InvalidTypeError(f"set_stop_requested takes a bool. Received: {stop_requested!r}.")
-        self.stop_requested = stop_requested
+        self.stop_requested = stop_requested or self.signalled
 
     # -- the run's folder and TensorBoard ----------------------------------------------------
 
@@ -548,8 +546,11 @@ class TrialContext(RunConfig):
         return self.session.folder.tensorboard
 
     def get_tensorboard_writer(self) -> Any:
-        """Return the run's ``SummaryWriter``, one a context, for series of your own."""
-        return self.session.tensorboard.writer
+        """Return the run's ``SummaryWriter``, one a context, for series of your own.
+
+        For a Trial that is only loaded from a checkpoint, and so has no run, it writes nothing.
+        """
+        return self.session.writer
 
     def get_enable_tensorboard_logging(self) -> bool:
         """Tell whether trainlab writes its own series to TensorBoard."""

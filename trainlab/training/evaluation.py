@@ -56,7 +56,7 @@ class Evaluator:
             metrics = self._evaluate_by_batch(limit) if self._by_batch else self._evaluate_at_once(self._loader)
         metrics = self._with_reducers(metrics)
         for hook in self._hooks.validation_end:
-            hook(metrics)
+            hook(dict(metrics))  # a hook of the user's may change what it gets
         return metrics
 
     def try_first_batch(self) -> dict[str, Any]:
@@ -66,7 +66,7 @@ class Evaluator:
             The metrics that a validation will have.
         """
         self._context.reset_reducers()
-        with evaluation_mode(self._context.models), torch.no_grad():
+        with evaluation_mode(self._context.models), buffers_kept(self._context.models), torch.no_grad():
             if self._by_batch:
                 metrics = self._collect(1, NoDisplay()).result(self._trial.evaluation_reducer())
                 self._stream.close()
@@ -145,3 +145,21 @@ def evaluation_mode(models: list[torch.nn.Module]) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def buffers_kept(models: list[torch.nn.Module]) -> Iterator[None]:
+    """Put every buffer back afterwards, the object and its content: a forward pass may count or average in one.
+
+    Args:
+        models: the models.
+    """
+    modules = [module for model in models for module in model.modules()]
+    kept = [(m, n, b, b.detach().clone()) for m in modules for n, b in m.named_buffers(recurse=False)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for module, name, buffer, content in kept:
+                setattr(module, name, buffer)
+                buffer.copy_(content)

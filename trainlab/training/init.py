@@ -1,6 +1,7 @@
 """init: opens a run and gives its context."""
 
 import contextlib
+import operator
 import os
 import platform
 import sys
@@ -52,7 +53,8 @@ def init(
         name: the run's name, for its folder ``runs/<name>/…``. Default: the script's name.
         run_dir: the run's folder exactly; if it holds a run, that run is continued. Default: the environment
             variable TRAINLAB_RUN_DIR, or a new folder.
-        seed: the run's seed, an int ≥ 0. Default: the environment variable TRAINLAB_SEED, or 0.
+        seed: the run's seed, an int ≥ 0. Default: that of the run in ``run_dir``, the environment variable
+            TRAINLAB_SEED, or 0.
         precision: "fp32", "bf16" or "fp16". Default "fp32".
         device: where to train. Default: CUDA, then MPS, then the CPU.
         enable_tensorboard_logging: whether trainlab writes its own TensorBoard series. Default True.
@@ -120,8 +122,11 @@ def open_context(
     Returns:
         The context.
     """
+    if seed is not None:
+        seed = _checked_seed(seed)
+    _check_types(hparams=hparams, exp_conf=exp_conf, distributed=distributed, run_dir=run_dir)
+    _check_aggregation(aggregation_frequency)
     _check_choices(name=name, uneven=uneven, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
-    seed = _seed(seed)
     chosen = Precision(precision, _device(device))
     folder = RunFolder.open(
         name=_script_name() if name is None else name,
@@ -129,6 +134,7 @@ def open_context(
     )
     with contextlib.ExitStack() as undone:
         undone.callback(folder.close)
+        seed = _seed_of(folder) if seed is None else seed
         session = Session(folder, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
         undone.callback(session.close)
         context = context_class(
@@ -141,7 +147,8 @@ def open_context(
             uneven=uneven,
             session=session,
         )
-        folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
+        if hparams is not None or not folder.continues:
+            folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
         folder.write_record(seed=seed, device=str(chosen.device), versions=versions(), status="running")
         undone.pop_all()
     seed_all(seed)
@@ -156,6 +163,23 @@ def versions() -> dict[str, str]:
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }
+
+
+def _check_types(*, hparams: Any, exp_conf: Any, distributed: Any, run_dir: Any) -> None:
+    for name, value in (("hparams", hparams), ("exp_conf", exp_conf)):
+        if value is not None and not isinstance(value, Mapping):
+            raise InvalidTypeError(f"{name} must be a dict. Received: {value!r} ({type(value).__qualname__}).")
+    if distributed is not None and not isinstance(distributed, DistributedContext):
+        raise InvalidTypeError(f"distributed must be a DistributedContext or None. Received: {distributed!r}.")
+    if run_dir is not None and not isinstance(run_dir, str | os.PathLike):
+        raise InvalidTypeError(f"run_dir must be a path or None. Received: {run_dir!r}.")
+    if run_dir is not None and not os.fspath(run_dir):
+        raise InvalidValueError("run_dir is empty. Received: ''. Name a folder, or leave it out for a new one.")
+
+
+def _check_aggregation(frequency: Any) -> None:
+    if isinstance(frequency, bool) or not isinstance(frequency, int) or frequency < 1:
+        raise InvalidValueError(f"aggregation_frequency must be an int of at least 1. Received: {frequency!r}.")
 
 
 def _script_name() -> str:
@@ -174,15 +198,25 @@ def _check_choices(*, name: Any, uneven: Any, **switches: Any) -> None:
             raise InvalidTypeError(f"{switch} must be True or False. Received: {value!r}.")
 
 
-def _seed(seed: int | None) -> int:
-    if seed is None:
-        given = os.environ.get("TRAINLAB_SEED", "0")
-        if not given.isdecimal():
-            raise InvalidValueError(f"TRAINLAB_SEED must be an int of at least 0. Received: {given!r}.")
-        seed = int(given)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+def _seed_of(folder: RunFolder) -> int:
+    """The seed that a continued run was begun with; else that of the environment, else 0."""
+    begun_with = folder.record.get("seed")
+    if isinstance(begun_with, int):
+        return begun_with
+    given = os.environ.get("TRAINLAB_SEED", "0")
+    if not given.isdecimal():
+        raise InvalidValueError(f"TRAINLAB_SEED must be an int of at least 0. Received: {given!r}.")
+    return _checked_seed(int(given))
+
+
+def _checked_seed(seed: Any) -> int:
+    try:
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
         raise InvalidValueError(f"seed must be an int from 0 to 2**63 - 1. Received: {seed!r}.")
-    return seed
+    return number
 
 
 def _device(device: str | torch.device | None) -> torch.device:

@@ -1,5 +1,6 @@
 """Judge: which validation is the best so far."""
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -8,6 +9,8 @@ from trainlab.errors import MetricError
 from trainlab.schedule import Progress
 
 __all__ = ["Judge"]
+
+logger = logging.getLogger("trainlab.training")
 
 
 class Judge:
@@ -50,7 +53,17 @@ class Judge:
         """
         if self._metric is None:
             return False
-        value, best = self._value(metrics, self._metric), progress.best_metric
+        value, judged_by = (
+            self._value(metrics, self._metric),
+            f"{'min' if self._smaller_is_better else 'max'} {self._metric}",
+        )
+        if progress.best_judged_by not in (None, judged_by):
+            logger.warning(
+                "The best so far was judged by %s; from now on %s counts.", progress.best_judged_by, judged_by
+            )
+            progress.best_metric = progress.best_metric_batch = progress.best_checkpoint = None
+        progress.best_judged_by = judged_by
+        best = progress.best_metric
         if math.isnan(value):
             return False
         if best is not None and not (value < best if self._smaller_is_better else value > best):

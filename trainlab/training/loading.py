@@ -81,7 +81,7 @@ def _named_class(checkpoint: Checkpoint) -> Any:
     found: Any = sys.modules.get(module)
     for part in name.split("."):
         found = getattr(found, part, None)
-    if found is None:
+    if not (isinstance(found, type) and issubclass(found, Trial)):
         raise InvalidValueError(
             f"The checkpoint {checkpoint.path} was made by the Trial {checkpoint.trial_class!r}, which "
             f"is not imported here, "

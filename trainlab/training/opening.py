@@ -97,7 +97,7 @@ def resume_point(
         InvalidStateError: none was given, and one is needed.
     """
     if latest_checkpoint is not None:
-        return Checkpoint.open(latest_checkpoint)
+        return _opened(context, latest_checkpoint)
     if uncertain:
         raise InvalidStateError(
             "The fit before this one was broken off by an error, or only tried the Trial (test_mode), so that there is "
@@ -113,6 +113,20 @@ def resume_point(
             "run_dir."
         )
     return None
+
+
+def _opened(context: TrialContext, latest_checkpoint: Any) -> Checkpoint:
+    if not isinstance(latest_checkpoint, str | os.PathLike):
+        raise InvalidTypeError(f"latest_checkpoint must be a path or None. Received: {latest_checkpoint!r}.")
+    checkpoint = Checkpoint.open(latest_checkpoint)
+    own = context.run_dir / "checkpoints"
+    if checkpoint.path.resolve().parent != own.resolve() and list_checkpoints(own):
+        raise InvalidStateError(
+            f"The checkpoint {checkpoint.path} is of another run, and the run's folder "
+            f"{context.run_dir} holds checkpoints "
+            "and metrics of its own, which would be lost. To go on from it, use a new run_dir."
+        )
+    return checkpoint
 
 
 def open_stream(context: TrialContext, loader: Any, role: str) -> BatchStream:

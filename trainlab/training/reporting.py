@@ -1,16 +1,19 @@
 """Reporter: keeps a window's metrics, and tells recorder, display and callbacks of them."""
 
 import logging
+import math
+import operator
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from trainlab.errors import MetricError
+from trainlab.errors import InvalidTypeError, InvalidValueError, MetricError
 from trainlab.metrics import RunningMetrics
 from trainlab.optim import describe_lrs
-from trainlab.recording import Record
+from trainlab.recording import NoDisplay, Record
+from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
 
@@ -55,6 +58,10 @@ class Reporter:
         if twice := sorted(window.averages.keys() & reduced.keys()):
             raise MetricError(f"A reducer and train_batch both give the metrics {twice}. Rename one of them.")
         averages = {**window.averages, **reduced}
+        if not_finite := sorted(name for name, value in reduced.items() if _is_not_finite(value)):
+            last = progress.batches_trained - 1
+            logger.warning("NaN or infinity in what reducers gave for batches %d to %d: %s.", first, last, not_finite)
+        _check_records(progress, self._records_before)
         records = progress.records_trained - self._records_before
         perf = {"batches_per_second": batches / seconds, "records_per_second": records / seconds}
         lrs = describe_lrs({name: w.optimizer for name, w in context.wrapped_optimizers.items()})
@@ -70,6 +77,9 @@ class Reporter:
         Args:
             metrics: its metrics by name.
         """
+        if not_finite := sorted(name for name, value in metrics.items() if _is_not_finite(value)):
+            batch = self._context.progress.batches_trained
+            logger.warning("NaN or infinity in the validation metrics after batch %d: %s.", batch, not_finite)
         record = self._record("validation", metrics, {}, {})
         logger.info("Validation after batch %d: %s.", record.batch, metrics)
         if self._records:
@@ -109,19 +119,42 @@ class Reporter:
             )
 
 
-def say_where(context: TrialContext, last_checkpoint: Path | None, *, test_mode: bool) -> None:
+def _check_records(progress: Progress, before: int) -> None:
+    try:
+        progress.records_trained = operator.index(progress.records_trained)
+    except TypeError:
+        raise InvalidTypeError(
+            "Trial.get_batch_length must return the number of records as an int. "
+            f"Received: {progress.records_trained - before!r} in this window. Return int(...)."
+        ) from None
+    if progress.records_trained < before:
+        raise InvalidValueError(
+            "Trial.get_batch_length must return a number of records of at least 0. "
+            f"Received: {progress.records_trained - before} in this window."
+        )
+
+
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def say_where(context: TrialContext, last_checkpoint: Path | None, *, test_mode: bool, stopped: bool) -> None:
     """Tell a person where the run is, and how to go on with it.
 
     Args:
         context: the run's context.
         last_checkpoint: its newest checkpoint.
         test_mode: whether the run was only tried.
+        stopped: whether a signal ended it: then it is told also where nothing is shown.
     """
     if test_mode:
         context.session.display.say("Test mode: one batch was trained, and a checkpoint written and read back.")
         return
     command = shlex.join(sys.orig_argv)
-    context.session.display.say(
+    text = (
         f"Run folder: {context.run_dir}\nLast checkpoint: {last_checkpoint}\n"
         f"To go on from it: TRAINLAB_RUN_DIR={shlex.quote(str(context.run_dir))} {command}"
     )
+    context.session.display.say(text)
+    unseen = stopped and isinstance(context.session.display, NoDisplay)
+    logger.log(logging.WARNING if unseen else logging.INFO, "%s", text)

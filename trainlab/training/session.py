@@ -2,10 +2,12 @@
 
 import atexit
 import logging
+import os
 from pathlib import Path
+from typing import Any
 
 from trainlab.checkpoint import latest_checkpoint, remove_rubbish
-from trainlab.errors import InvalidStateError
+from trainlab.errors import InvalidStateError, TrainlabError
 from trainlab.experiments import RunFolder
 from trainlab.recording import JsonlBackend, Recorder, TensorBoardBackend, make_display
 
@@ -35,6 +37,7 @@ class Session:
         self.display = make_display(progress)
         self.ended_by: BaseException | None = None
         self._closed = folder is None
+        self._pid = os.getpid()
         if folder is None:
             return
         remove_rubbish(folder.checkpoints)
@@ -69,6 +72,11 @@ class Session:
         return self._tensorboard
 
     @property
+    def writer(self) -> Any:
+        """The run's ``SummaryWriter``; without a run one that writes nothing."""
+        return _NoWriter() if self._folder is None else self._tensorboard.writer
+
+    @property
     def is_open(self) -> bool:
         """Whether the run can still be trained: it has a folder and was not closed."""
         return not self._closed
@@ -79,8 +87,8 @@ class Session:
         Args:
             error: what ended the run, if it did not end well.
         """
-        if self._closed:
-            return
+        if self._closed or os.getpid() != self._pid:
+            return  # a forked child that ends has nothing to say about its parent's run
         self._closed = True
         error = self.ended_by if error is None else error
         atexit.unregister(self.close)
@@ -90,8 +98,22 @@ class Session:
             self.folder.write_record(
                 status=_status(error), error=None if error is None else f"{type(error).__name__}: {error}"
             )
+        except (OSError, TrainlabError) as failure:
+            if error is None:
+                raise
+            # What ended the run is what a person must see; this may be its consequence (a full disk).
+            logger.error("The run's files could not be closed properly: %s", failure)
         finally:
             self.folder.close()
+
+
+class _NoWriter:
+    """In place of a SummaryWriter where there is no run: a Trial that asks for one can be loaded all the same."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return lambda *args, **kwargs: None
 
 
 def _status(error: BaseException | None) -> str:

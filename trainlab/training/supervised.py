@@ -95,7 +95,14 @@ class SupervisedTrial(Trial):
             optimizer: the wrapped optimizer.
         """
         make = self._parts["lr_scheduler"]
-        return None if make is None else make(optimizer)
+        scheduler = None if make is None else make(optimizer)
+        if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+            raise InvalidValueError(
+                "SupervisedTrial cannot step a ReduceLROnPlateau, which needs a metric. Subclass "
+                "it, return the scheduler "
+                "from build_lr_scheduler, and step it in a callback's on_validation_end."
+            )
+        return scheduler
 
     def build_training_data_loader(self) -> DataLoader:
         """Return a shuffled loader of the training set."""

@@ -17,7 +17,7 @@ from trainlab.checkpoint import Checkpoint
 from trainlab.distributed import RngState, preserved_rng
 from trainlab.schedule import Action, Batch, Plan, TrainUnit
 from trainlab.training.callback import CallbackHooks
-from trainlab.training.checkpointing import Checkpointing, weights_loaded_for_a_while
+from trainlab.training.checkpointing import Checkpointing, batches_of, weights_loaded_for_a_while
 from trainlab.training.context import TrialContext
 from trainlab.training.judging import Judge
 from trainlab.training.opening import (
@@ -115,7 +115,7 @@ class Trainer:
         self._validates = validation_period is not None or metric is not None or step_zero_validation
         check_trial(self._trial, validates=self._validates)
         checkpoint = resume_point(context, latest_checkpoint, uncertain=context.uncertain)
-        first_batch = progress.batches_trained if checkpoint is None else checkpoint.progress["batches_trained"]
+        first_batch = progress.batches_trained if checkpoint is None else batches_of(checkpoint)
         if test_mode:
             self._plan = Plan(max_length=Batch(first_batch + 1), reporting_period=reporting_period)
         self._policy = context.rules.checkpoint_policy(checkpoint_policy, metric)
@@ -126,7 +126,6 @@ class Trainer:
         with ExitStack() as closing:
             closing.push(self._end)
             signals = closing.enter_context(StopSignals(context))
-            context.uncertain = first_batch > 0
             self._open(closing, checkpoint, first_batch)
             if not step_zero_validation or first_batch > 0:
                 self._try_validation()
@@ -137,10 +136,12 @@ class Trainer:
             if step_zero_validation and first_batch == 0:
                 self._validate()
             context.uncertain = True
+            if progress.batches_in_epoch:
+                context.stream_state = None  # used by _open
             self._train()
             context.uncertain = test_mode
         logger.info("Trained up to batch %d.", progress.batches_trained)
-        say_where(context, self._last_checkpoint, test_mode=test_mode)
+        say_where(context, self._last_checkpoint, test_mode=test_mode, stopped=signals.received is not None)
         if signals.received is not None:
             # Raised here, where everything is closed; the run's record is written when the context closes.
             context.session.ended_by = SystemExit(128 + signals.received)
@@ -195,8 +196,12 @@ class Trainer:
     def _start_epoch(self) -> None:
         """Start the loader anew, and call the hooks; an epoch that a resume goes on with was started by ``_open``."""
         progress = self.context.progress
-        self._batches.start_epoch(progress.epochs_trained, state=self.context.stream_state)
-        self.context.stream_state = None
+        if self.context.stream_state is None:
+            self._batches.start_epoch(progress.epochs_trained)
+        else:
+            with preserved_rng():  # what is read again on a resume was drawn before the checkpoint
+                self._batches.start_epoch(progress.epochs_trained, state=self.context.stream_state)
+            self.context.stream_state = None
         for hook in self._hooks.training_epoch_start:
             hook(progress.epochs_trained)
 
@@ -214,7 +219,8 @@ class Trainer:
         if not progress.at_epoch_end:
             progress.records_in_epoch = self._batches.position()
         due = self._plan.due(progress)
-        self._reporter.report()
+        if progress.last_report_batch != progress.batches_trained:
+            self._reporter.report()
         is_best = False
         if Action.VALIDATE in due and self._evaluator is not None:
             is_best = self._judge.note(self._validate(), progress)
@@ -249,14 +255,15 @@ class Trainer:
         logger.info("Training from batch %d.", first_batch)
         hooks = self._hooks = CallbackHooks(trial.build_callbacks())
         hooks.startup(closing, first_batch, None if checkpoint is None else str(checkpoint.path))
-        self._batches = open_stream(context, trial.build_training_data_loader(), "training")
+        loader = trial.build_training_data_loader()
+        self._batches = open_stream(context, loader, "training")
         closing.callback(self._batches.close)
         self._evaluator = open_evaluator(trial, context, hooks, closing, required=self._validates)
         self._reporter = Reporter(context, hooks, records=not self._test_mode)
         root = context.run_dir / "checkpoints"
         if self._test_mode:
             root = Path(closing.enter_context(tempfile.TemporaryDirectory()))
-        self._checkpointing = Checkpointing(trial, context, hooks, self._batches, root)
+        self._checkpointing = Checkpointing(trial, context, hooks, loader, self._batches, root)
         # Put back last of all, so that nothing that is done before the first batch can change them.
         self._rng: RngState | None = None
         if checkpoint is not None:
@@ -269,15 +276,15 @@ class Trainer:
                     progress.epochs_trained,
                     records=progress.records_in_epoch,
                     batches=progress.batches_in_epoch,
-                    state=self.context.stream_state,
+                    state=context.stream_state,
                 )
-            self.context.stream_state = None
         closing.enter_context(context.training(self._batches, first_batch))
         closing.callback(context.session.display.close)
         context.session.display.start(progress, self._plan, lambda: self._batches.epoch_length)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         logger.info("Resuming from %s.", checkpoint.path)
+        self.context.uncertain = True
         content = self._checkpointing.restore(checkpoint)
         if not self._test_mode:
             self.context.session.recorder.restore(content["recording"])
@@ -294,7 +301,7 @@ class Trainer:
 
     def _end(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self.context.session.ended_by = error
-        self.context.stop_requested = False
+        self.context.stop_requested = self.context.signalled = False
 
     def _result(self) -> FitResult:
         progress = self.context.progress.copy()
@@ -304,9 +311,13 @@ class Trainer:
             metrics=dict(progress.validation_metrics),
             best_metric=progress.best_metric,
             last_checkpoint=None if self._test_mode else self._last_checkpoint,
-            best_checkpoint=None if best is None or self._test_mode else self.context.run_dir / "checkpoints" / best,
+            best_checkpoint=None if best is None or self._test_mode else self._best_path(best),
             stop_reason="max_length" if self._plan.finished(progress) else "stop_requested",
         )
+
+    def _best_path(self, name: str) -> Path | None:
+        path = self.context.run_dir / "checkpoints" / name
+        return path if path.is_dir() else None  # it may be in the folder of another run, which this one went on from
 
     # -- besides training --------------------------------------------------------------------
 

@@ -58,6 +58,8 @@ class Trial:
         self.context = context
         if type(self).build_model is Trial.build_model:
             return
+        for hook, arguments in _CALLED_BY_INIT.items():
+            _check_positions(self, hook, arguments)
         built = self.build_model()
         if isinstance(built, Mapping):
             self.models = {name: context.wrap_model(model, name=name) for name, model in built.items()}
@@ -121,8 +123,9 @@ class Trial:
             optimizer: what ``build_optimizer`` returned.
 
         Returns:
-            A ``trainlab.LRScheduler`` (a scheduler and when it steps), a torch scheduler (it
-            then steps once an epoch), a dict of these by name, or None.
+            A ``trainlab.LRScheduler`` (a scheduler and when it steps), a torch scheduler (it then steps once an
+            epoch; ``ReduceLROnPlateau`` needs a metric, so that you step it yourself, for example in a callback's
+            ``on_validation_end``), a dict of these by name, or None.
         """
         return None
 
@@ -237,6 +240,14 @@ _CALLED_WITH = {
     "evaluate_batch": ("batch", "batch_idx"),
     "evaluate_full_dataset": ("data_loader",),
 }
+_CALLED_AT_POSITIONS = {
+    "build_training_data_loader": (),
+    "build_validation_data_loader": (),
+    "build_callbacks": (),
+    "evaluation_reducer": (),
+    "get_batch_length": ("batch",),
+}
+_CALLED_BY_INIT = {"build_model": (), "build_optimizer": ("model",), "build_lr_scheduler": ("optimizer",)}
 _HOOKS = (*_BUILD_HOOKS, *_CALLED_WITH, "evaluation_reducer", "get_batch_length")
 # Names that other frameworks use for the same thing: too far from ours to be found by likeness.
 _KNOWN_ELSEWHERE = {
@@ -291,6 +302,8 @@ def check_trial(trial: Trial, *, validates: bool) -> None:
     for hook, keywords in _CALLED_WITH.items():
         if overrides(trial, hook):
             _check_signature(trial, hook, keywords)
+    for hook, arguments in _CALLED_AT_POSITIONS.items():
+        _check_positions(trial, hook, arguments)
 
 
 def takes_batch_idx(trial: Trial) -> bool:
@@ -310,6 +323,17 @@ def _check_signature(trial: Trial, hook: str, keywords: tuple[str, ...]) -> None
         raise TrialDefinitionError(
             f"{type(trial).__qualname__}.{hook} cannot be called as the trainer calls it, by keyword: {error}. "
             f"Received: {hook}{signature}. Write it as {hook}({wanted})."
+        ) from None
+
+
+def _check_positions(trial: Trial, hook: str, arguments: tuple[str, ...]) -> None:
+    signature = inspect.signature(getattr(trial, hook))
+    try:
+        signature.bind(*arguments)
+    except TypeError as error:
+        raise TrialDefinitionError(
+            f"{type(trial).__qualname__}.{hook} cannot be called as trainlab calls it: {error}. "
+            f"Received: {hook}{signature}. Write it as {hook}({', '.join(['self', *arguments])})."
         ) from None
 
 
