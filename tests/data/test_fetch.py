@@ -137,3 +137,63 @@ def test_keys_of_a_sampler_reach_the_data_set() -> None:
     """A sampler may give whatever the data set takes, strings too."""
     loader = DataLoader({"a": 1, "b": 2}, batch_size=2, sampler=["b", "a"])
     assert [batch.tolist() for batch in loader] == [[2, 1]]
+
+
+def outcome(loader: Any) -> Any:
+    """The batches of a loader, or the kind of error that reading them ends with."""
+    try:
+        return list(loader)
+    except Exception as error:
+        return [type(error)]
+
+
+KEYS: dict[str, list[Any]] = {
+    "ints": [3, -1, 0, 2],
+    "numpy ints": list(np.array([3, -1, 0, 2])),
+    "unsigned bytes": list(np.array([3, 1, 0, 2], dtype=np.uint8)),
+    "tensors": list(torch.tensor([3, -1, 0, 2])),
+    "tensors of bytes": list(torch.tensor([3, 1, 0, 2], dtype=torch.int16)),
+    "tuples": [(0, 1), (1, 0), (2, 1), (3, 0)],
+    "bools": [True, True],
+    "numpy bools": list(np.array([True, True])),
+    "tensor bools": list(torch.tensor([True, True])),
+    "ints and bools": [1, True],
+    "slices": [slice(0, 2), slice(2, 4)],
+    "lists": [[0, 1], [2, 3]],
+    "floats": [1.0, 2.0],
+    "beyond the end": [0, SIZE],
+}
+
+
+@pytest.mark.parametrize("keys", KEYS.values(), ids=KEYS)
+@pytest.mark.parametrize("how", ["one by one", "a list", "a tensor", "an array", "alone"])
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8", "ignore:In future, it will be an error")
+def test_keys_of_a_sampler_mean_what_they_mean_for_torch(keys: list[Any], how: str) -> None:
+    """Whatever a sampler gives for the records of tensors, the batches are torch's, or the kind of error is."""
+    arguments: dict[str, Any] = {"sampler": keys, "batch_size": 2}
+    if how == "alone":
+        arguments["batch_size"] = None
+    elif how != "one by one":
+        make = {"a list": list, "a tensor": torch.tensor, "an array": np.array}[how]
+        try:
+            arguments = {"batch_sampler": [make(keys)]}
+        except (TypeError, ValueError, RuntimeError):
+            pytest.skip("there is no such batch of keys")
+    table = torch.arange(SIZE * 2).reshape(SIZE, 2)
+    for dataset in (TensorDataset(table, table * 10), table, Subset(TensorDataset(table), range(SIZE))):
+        ours = outcome(DataLoader(dataset, **arguments))
+        theirs = outcome(torch.utils.data.DataLoader(dataset, **arguments))
+        assert len(ours) == len(theirs)
+        assert all(map(same, ours, theirs)), (ours, theirs)
+
+
+def test_workers_are_told_the_keys_of_a_sampler() -> None:
+    """With workers too, a sampler's slices, tuples and arrays reach the data set as they are."""
+    table = torch.arange(SIZE * 2).reshape(SIZE, 2)
+    for arguments in (
+        {"sampler": [slice(1, 3), (2, 0)], "batch_size": None},
+        {"batch_sampler": [np.array([-1, 0]), [(2, 0), (1, 1)]]},
+    ):
+        (first, second) = DataLoader(TensorDataset(table), num_workers=1, **arguments)
+        theirs = list(torch.utils.data.DataLoader(TensorDataset(table), **arguments))
+        assert same(list(first), list(theirs[0])) and same(list(second), list(theirs[1]))

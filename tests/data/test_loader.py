@@ -1,6 +1,7 @@
 import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import BatchSampler, RandomSampler, SequentialSampler
@@ -159,3 +160,17 @@ def test_an_iterable_with_batches_of_its_own() -> None:
     """batch_size=None hands on the elements of an iterable data set as they are."""
     batches = list(DataLoader(Flow(3, shuffled=False), batch_size=None))
     assert [index.item() for index, _ in batches] == [0, 1, 2]
+
+
+def test_a_batch_size_may_be_numpys() -> None:
+    """A batch size that numpy computed is as good as an int, and is one afterwards."""
+    loader = DataLoader(Numbers(5), batch_size=np.int64(2))
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4]]
+    assert type(loader.batch_size) is int and len(loader) == 3
+    with pytest.raises(ValueError, match="batch_size"):
+        DataLoader(Numbers(5), batch_size=np.bool_(True))
+
+
+def test_an_annotation_may_name_the_records() -> None:
+    """``DataLoader[int]``, as one writes it for torch's, can be evaluated, and makes a loader."""
+    assert isinstance(DataLoader[int](Numbers(5)), DataLoader)

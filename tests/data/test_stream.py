@@ -470,3 +470,30 @@ def test_map_style_state_is_kept() -> None:
     resumed = BatchStream(DataLoader(Drawing(), batch_size=2), seed=1)
     resumed.start_epoch(0, records=2, batches=1, state=state)
     assert [b.tolist() for b in resumed] == [b.tolist() for b in stream]
+
+
+class Remembering(Numbers):
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+def test_a_state_in_workers_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A training data set with a state of its own that workers would keep to themselves is told of, once."""
+    for arguments in ({"role": "validation"}, {}):
+        assert not caplog.records
+        stream = BatchStream(DataLoader(Remembering(4), num_workers=1), seed=1, **arguments)
+        for epoch in range(2):
+            numbers_of(stream, epoch)
+            stream.state_dict()
+        stream.close()
+    assert len(caplog.records) == 1 and caplog.records[0].name == "trainlab.data"
+    assert "Remembering" in caplog.text and "num_workers=0" in caplog.text
+
+
+def test_a_state_in_this_process_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    """Without workers a data set's state is kept, and nothing is said of it."""
+    BatchStream(DataLoader(Remembering(4)), seed=1)
+    BatchStream(DataLoader(Numbers(4), num_workers=1), seed=1)
+    assert not caplog.records

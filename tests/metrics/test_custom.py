@@ -1,5 +1,6 @@
 """Custom reducers."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -61,6 +62,17 @@ def test_collected_tensors_keep_no_graph():
     reducer.update(torch.ones(2, requires_grad=True) * 2)
     reducer.cross_slot_reduce([reducer.per_slot_reduce()])
     assert not collected[0].requires_grad and collected[0].tolist() == [2.0, 2.0]
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.array])
+def test_a_value_changed_after_update_is_not_seen(kind):
+    """What is handed to update counts as it was then, though its tensor or array is used again for the next batch."""
+    reducer, buffer = FunctionReducer(list), kind([0.0, 0.0])
+    for number in (1.0, 2.0):
+        buffer[:] = number
+        reducer.update(buffer)
+    buffer[:] = 9.0
+    assert [value.tolist() for value in reducer.per_slot_reduce()] == [[1.0, 1.0], [2.0, 2.0]]
 
 
 @given(st.integers(0, 40), st.integers(1, 5))

@@ -147,6 +147,15 @@ def _closure() -> Callable[[int], float]:
     return lambda step: base**step
 
 
+class Double(float):
+    """A class that is used as a function."""
+
+    calls = 0
+
+    def __new__(cls, step: int) -> "Double":
+        return super().__new__(cls, step * 2)
+
+
 def _chained(optimizer: Any) -> Any:
     parts = [
         torch_schedulers.ConstantLR(optimizer, 0.3, 4),
@@ -159,7 +168,7 @@ def _chained(optimizer: Any) -> Any:
 def _sequential(optimizer: Any) -> Any:
     parts = [
         torch_schedulers.LinearLR(optimizer, 0.1, total_iters=3),
-        torch_schedulers.LambdaLR(optimizer, Decay()),
+        torch_schedulers.LambdaLR(optimizer, [Decay(), float]),
         torch_schedulers.CosineAnnealingLR(optimizer, 10),
     ]
     return torch_schedulers.SequentialLR(optimizer, parts, milestones=[3, 8])
@@ -175,9 +184,11 @@ SCHEDULES: dict[str, Callable[[Any], Any]] = {
         o, 0.01, 0.5, 3, scale_fn=lambda x: math.exp(-x), scale_mode="iterations"
     ),
     "CyclicLR, own object": lambda o: torch_schedulers.CyclicLR(o, 0.01, 0.5, 3, scale_fn=Decay()),
+    "CyclicLR, class": lambda o: torch_schedulers.CyclicLR(o, 0.01, 0.5, 3, scale_fn=float),
     "ExponentialLR": lambda o: torch_schedulers.ExponentialLR(o, 0.87),
     "LambdaLR": lambda o: torch_schedulers.LambdaLR(o, _closure()),
     "LambdaLR, object": lambda o: torch_schedulers.LambdaLR(o, Decay()),
+    "LambdaLR, class": lambda o: torch_schedulers.LambdaLR(o, [float, Double]),
     "LinearLR": lambda o: torch_schedulers.LinearLR(o, 0.1, 0.9, 9),
     "MultiStepLR": lambda o: torch_schedulers.MultiStepLR(o, [2, 6, 6, 9]),
     "MultiplicativeLR": lambda o: torch_schedulers.MultiplicativeLR(o, lambda step: 0.95),

@@ -16,7 +16,7 @@ class Fetch(Protocol):
     """What brings the records of one batch.
 
     Attributes:
-        device: where indices given to ``take`` as a tensor are to lie.
+        device: where indices given to ``take`` are to lie.
     """
 
     device: torch.device
@@ -26,7 +26,11 @@ class Fetch(Protocol):
         ...
 
     def take(self, indices: Any) -> Any:
-        """Return the batch of these records: a tensor of indices, or whatever a sampler gave."""
+        """Return the batch of these records: a tensor of indices from 0 on, or one int for a single record."""
+        ...
+
+    def look_up(self, keys: Any) -> Any:
+        """Return the batch of what a user's sampler gave, which may be anything that the data set takes."""
         ...
 
 
@@ -49,14 +53,19 @@ def make_fetch(dataset: Any, collate_fn: Callable[[Any], Any], *, batched: bool 
         if type(dataset) is Subset:
             dataset_below, chosen = dataset.dataset, _index_tensor(dataset.indices)
         if (type(dataset) is not Subset or chosen is not None) and (tensors := _tensors_of(dataset_below)) is not None:
-            return _TensorFetch(tensors, type(dataset_below) is TensorDataset, chosen)
+            return _TensorFetch(
+                tensors, type(dataset_below) is TensorDataset, chosen, _RecordFetch(dataset, collate_fn)
+            )
     return _RecordFetch(dataset, collate_fn)
 
 
 class _TensorFetch:
-    """One indexing operation per tensor."""
+    """One indexing operation per tensor; one by one only for keys that are more than numbers of records."""
 
-    def __init__(self, tensors: Sequence[Tensor], as_list: bool, chosen: Tensor | None) -> None:
+    def __init__(
+        self, tensors: Sequence[Tensor], as_list: bool, chosen: Tensor | None, one_by_one: "_RecordFetch"
+    ) -> None:
+        self._one_by_one = one_by_one
         self._tensors = tensors
         self._as_list = as_list
         self.device = tensors[0].device
@@ -70,10 +79,14 @@ class _TensorFetch:
         return batch if self._as_list else batch[0]
 
     def take(self, indices: Any) -> Any:
-        if isinstance(indices, Tensor):
-            return self._gather(indices if self._chosen is None else self._chosen[indices])
-        # A sampler's own: they may be negative, or beyond the end, and mean what they mean for a list.
-        indices = torch.as_tensor(indices, dtype=torch.int64).to(self.device)
+        return self._gather(indices if self._chosen is None else self._chosen[indices])
+
+    def look_up(self, keys: Any) -> Any:
+        indices = _record_numbers(keys)
+        if indices is None:
+            return self._one_by_one.look_up(keys)
+        # They may be negative, or beyond the end, and mean what they mean for a list.
+        indices = indices.to(self.device)
         if self._chosen is not None:
             indices = self._chosen[indices]
         batch = [tensor[indices] for tensor in self._tensors]
@@ -101,12 +114,13 @@ class _RecordFetch:
         return self._collate([dataset[index] for index in range(start, stop)])
 
     def take(self, indices: Any) -> Any:
-        if isinstance(indices, Tensor):
-            indices = indices.tolist()
+        return self.look_up(indices.tolist())
+
+    def look_up(self, keys: Any) -> Any:
         if self._get_items:
-            return self._collate(self._get_items(indices))
+            return self._collate(self._get_items(keys))
         dataset = self._dataset
-        return self._collate([dataset[index] for index in indices])
+        return self._collate([dataset[key] for key in keys])
 
 
 class _SingleFetch:
@@ -122,7 +136,10 @@ class _SingleFetch:
         return self._collate(self._dataset[start])
 
     def take(self, indices: Any) -> Any:
-        return self._collate(self._dataset[indices])
+        return self.look_up(indices)
+
+    def look_up(self, keys: Any) -> Any:
+        return self._collate(self._dataset[keys])
 
 
 def _tensors_of(dataset: Any) -> list[Tensor] | None:
@@ -154,6 +171,19 @@ def _tensors_of_array(array: "np.ndarray[Any, Any]") -> list[Tensor]:
         return [tensor.to(default_collate([array[0]]).dtype)]
     except (TypeError, ValueError):
         return []
+
+
+def _record_numbers(keys: Any) -> Tensor | None:
+    """A sampler's keys as int64, or None where one is no int: a bool, a slice or a tuple asks for something else."""
+    if isinstance(keys, Tensor):
+        return keys if keys.ndim == 1 and keys.dtype is torch.int64 and len(keys) else None
+    keys = list(keys)
+    kinds = set(map(type, keys))
+    if kinds == {Tensor}:
+        plain = all(key.ndim == 0 and key.dtype is torch.int64 for key in keys)
+    else:
+        plain = all(issubclass(kind, int | np.integer) and kind is not bool for kind in kinds)
+    return torch.as_tensor(keys, dtype=torch.int64) if keys and plain else None
 
 
 def _index_tensor(indices: Any) -> Tensor | None:

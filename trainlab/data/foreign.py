@@ -68,8 +68,7 @@ class ForeignSource:
             self._at_start = {"rng": rng, "generators": self._generator_states()}
         if self.fetches_here or not hasattr(self._loader, "worker_init_fn"):
             return iter(self._loader)
-        with protected_start(self._loader):
-            return iter(self._loader)
+        return protected_start(self._loader)
 
     def _read_again(self, dropped: int, at_start: Mapping[str, Any] | None) -> Iterator[Any]:
         if at_start is not None:

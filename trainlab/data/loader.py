@@ -2,9 +2,11 @@
 
 import math
 import multiprocessing
+import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -110,14 +112,18 @@ class DataLoader:
         self.prefetch_factor = 2 if num_workers and prefetch_factor is None else prefetch_factor
         self.persistent_workers = persistent_workers
         self.in_order = in_order
-        self.batch_size = None if batch_sampler is not None else batch_size
+        self.batch_size = None if batch_sampler is not None or batch_size is None else int(batch_size)
         self.own_sampler = batch_sampler if batch_sampler is not None else sampler
         # Remembered, since whoever reseeds a generator changes its answer.
         self.generator_seed = None if generator is None else generator.initial_seed()
         self.sampler = sampler if sampler is not None or self.iterable else self._default_sampler()
         self.batch_sampler = batch_sampler
         if batch_sampler is None and batch_size is not None and not self.iterable:
-            self.batch_sampler = BatchSampler(self.sampler, batch_size, drop_last)  # type: ignore[arg-type]
+            self.batch_sampler = BatchSampler(self.sampler, int(batch_size), drop_last)  # type: ignore[arg-type]
+
+    def __class_getitem__(cls, records: Any) -> types.GenericAlias:
+        # As with torch's loader, an annotation may say what the records are: DataLoader[int].
+        return types.GenericAlias(cls, records)
 
     def __iter__(self) -> Iterator[Any]:
         # As with torch's loader, each iteration outside training has an order of its own, drawn from the generator.
@@ -241,5 +247,5 @@ def _check_batching(batch_size: Any, shuffle: bool, sampler: Any, batch_sampler:
             raise InvalidValueError(
                 "batch_size=None means that no batches are made. Received: drop_last=True. Leave one of them out."
             )
-    elif isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+    elif isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
         raise InvalidValueError(f"batch_size is an integer of at least 1, or None. Received: {batch_size!r}.")

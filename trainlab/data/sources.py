@@ -191,7 +191,7 @@ class IndexSource:
         if self._pool is None:
             return self._own_fetched_here()
         requests = (
-            MapRequest(self._batch_seed(epoch, number), count, mine)
+            MapRequest(self._batch_seed(epoch, number), count, mine, from_sampler=True)
             for number, (count, mine) in enumerate(self._indices, batches)
         )
         return self._answered(self._pool, requests, epoch, batches)
@@ -200,7 +200,7 @@ class IndexSource:
         fetch = make_fetch(self._loader.dataset, self._loader.collate_fn, batched=self._loader.batched)
         while self.more():
             (count, mine), self._peeked = self._peeked, _NOTHING
-            batch = fetch.take(mine)
+            batch = fetch.look_up(mine)
             self.records += count
             yield batch
 

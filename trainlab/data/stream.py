@@ -9,6 +9,7 @@ import torch
 from trainlab.data.cut import CutSource
 from trainlab.data.foreign import ForeignSource
 from trainlab.data.loader import DataLoader
+from trainlab.data.order import has_state
 from trainlab.data.sources import Source, length_of
 from trainlab.data.transfer import SideStream
 from trainlab.distributed import RngState
@@ -66,6 +67,8 @@ class BatchStream:
         if isinstance(loader, DataLoader):
             own_seed = seed if loader.generator_seed is None else loader.generator_seed
             self._source = loader.source(own_seed, data_rank, data_size, pinned=copied_aside)
+            if role == "training" and loader.num_workers and not loader.iterable and has_state(loader.dataset):
+                _warn_of_states_in_workers(loader)
         else:
             _check_foreign(loader)
             self._source = ForeignSource(loader)
@@ -225,6 +228,15 @@ def _check_foreign(loader: Any) -> None:
             "A data loader is iterated anew in each epoch, and this one can be iterated only once. "
             f"Received: {type(loader).__name__}. Return a trainlab.DataLoader, or an object whose __iter__ begins anew."
         )
+
+
+def _warn_of_states_in_workers(loader: DataLoader) -> None:
+    _logger.warning(
+        "%s has a state_dict, and num_workers=%d: each worker changes a copy of its own, so that checkpoints do not "
+        "hold its state and a resume is exact only where records do not depend on it. Pass num_workers=0 to keep it.",
+        type(loader.dataset).__name__,
+        loader.num_workers,
+    )
 
 
 def _warn_of_foreign(loader: Any) -> None:

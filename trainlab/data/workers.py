@@ -1,5 +1,6 @@
 """Worker processes that fetch batches: torch's, with seeds, signals and an end of their own."""
 
+import atexit
 import contextlib
 import ctypes
 import itertools
@@ -9,6 +10,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +28,8 @@ __all__ = ["MapRequest", "StreamRequest", "Worked", "WorkerPool", "protected_sta
 
 _IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 _PR_SET_PDEATHSIG = 1
+# The workers started by this process, with its id: a forked child has a copy of this, and none of the workers.
+_started: "weakref.WeakKeyDictionary[Any, int]" = weakref.WeakKeyDictionary()
 
 
 @dataclass(slots=True)
@@ -57,17 +61,21 @@ class MapRequest:
     Args:
         seed: for the generators, set right before the fetch.
         records: global records in the batch.
-        indices: ``slice`` for consecutive records, an array, or what a sampler gave.
+        indices: ``slice`` for consecutive records, an array, an int, or what a sampler gave.
+        from_sampler: they are what a user's sampler gave.
     """
 
     seed: int
     records: int
     indices: Any
+    from_sampler: bool = False
 
     def answer(self, work: "_Work") -> Worked:
         """Fetch it."""
         seed_host(self.seed)
         fetch = work.fetch()
+        if self.from_sampler:
+            return Worked(self.records, fetch.look_up(self.indices))
         if isinstance(self.indices, slice):
             return Worked(self.records, fetch.cut(self.indices.start, self.indices.stop))
         indices = torch.from_numpy(self.indices) if isinstance(self.indices, np.ndarray) else self.indices
@@ -181,8 +189,7 @@ class WorkerPool:
         """
         self._requests.upcoming = requests
         self._generator.manual_seed(seed)
-        with protected_start(self._engine):
-            self._iterator = iter(self._engine)
+        self._iterator = protected_start(self._engine)
         try:
             while True:
                 try:
@@ -250,20 +257,38 @@ class _Work:
         return self._fetch
 
 
-@contextlib.contextmanager
-def protected_start(loader: Any) -> Iterator[None]:
-    """Have the workers that a torch loader starts in this block ignore signals and end with this process.
+def protected_start(loader: Any) -> Iterator[Any]:
+    """Iterate a torch loader whose workers ignore signals and end with this process.
 
     Args:
         loader: a ``torch.utils.data.DataLoader``; it is afterwards what it was.
+
+    Returns:
+        What ``iter`` gives for it.
     """
     users = loader.worker_init_fn
     loader.worker_init_fn = _WorkerStart(users, loader.multiprocessing_context or multiprocessing)
     try:
         with _signals_held_back():
-            yield
+            iterator: Iterator[Any] = iter(loader)
     finally:
         loader.worker_init_fn = users
+    for worker in getattr(iterator, "_workers", ()):
+        _started[worker] = os.getpid()
+    return iterator
+
+
+@atexit.register
+def _end_forgotten_workers() -> None:
+    """Kill the workers that are still there: Python ends them with SIGTERM, which they ignore, and waits for ever."""
+    mine = [worker for worker, owner in list(_started.items()) if owner == os.getpid() and worker.is_alive()]
+    if not mine:
+        return
+    if hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for a worker that is killed
+    for worker in mine:
+        worker.kill()
+        worker.join()
 
 
 class _WorkerStart:

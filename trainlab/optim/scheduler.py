@@ -138,7 +138,10 @@ class LRScheduler:
             A dict that shares nothing with the scheduler. Functions are left out, as torch does with those of
             ``LambdaLR``: they come from the program.
         """
-        return {"type": type(self.scheduler).__qualname__, "state": _data_of(self.scheduler.state_dict())}
+        return {
+            "type": type(self.scheduler).__qualname__,
+            "state": _data_of(self.scheduler.state_dict(), self.scheduler),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state; functions stay those of this scheduler.
@@ -169,12 +172,19 @@ class LRScheduler:
             self.scheduler.step()
 
 
-def _data_of(state: Mapping[str, Any]) -> dict[str, Any]:
+def _data_of(state: Mapping[str, Any], owner: Any) -> dict[str, Any]:
     data = {key: value for key, value in state.items() if not callable(value)}
     for key in _NESTED:
-        inner = data.get(key)
-        if isinstance(inner, Mapping):
-            data[key] = _data_of(inner)
-        elif isinstance(inner, list):
-            data[key] = [_data_of(one) if isinstance(one, Mapping) else one for one in inner]
+        inner, owners = data.get(key), getattr(owner, key, None)
+        if isinstance(inner, list):
+            owners = owners if isinstance(owners, list) else [None] * len(inner)
+            data[key] = [_data_of_one(one, its) for one, its in zip(inner, owners, strict=True)]
+        elif inner is not None:
+            data[key] = _data_of_one(inner, owners)
     return copy.deepcopy(data)
+
+
+def _data_of_one(state: Any, owner: Any) -> Any:
+    if isinstance(owner, type):
+        return None  # torch takes what the class defines for the state of the function that it is used as
+    return _data_of(state, owner) if isinstance(state, Mapping) else state

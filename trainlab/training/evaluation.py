@@ -13,7 +13,7 @@ from trainlab.metrics import ValidationMetrics, check_full_dataset
 from trainlab.recording import Display, NoDisplay
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
-from trainlab.training.trial import Trial, overrides, takes_batch_idx
+from trainlab.training.trial import Trial, checked_length, overrides, takes_batch_idx
 
 __all__ = ["Evaluator"]
 
@@ -103,7 +103,7 @@ class Evaluator:
                 metrics = self._trial.evaluate_batch(batch=batch, batch_idx=batch_idx)
             else:
                 metrics = self._trial.evaluate_batch(batch=batch)  # type: ignore[call-arg]
-            collected.add(metrics, self._trial.get_batch_length(batch))
+            collected.add(metrics, checked_length(self._trial.get_batch_length(batch)))
             display.validation_step(batch_idx + 1)
         return collected
 

@@ -122,8 +122,7 @@ def open_context(
     Returns:
         The context.
     """
-    if seed is not None:
-        seed = _checked_seed(seed)
+    default_seed = _seed_of_environment() if seed is None else _checked_seed(seed)
     _check_types(hparams=hparams, exp_conf=exp_conf, distributed=distributed, run_dir=run_dir)
     _check_aggregation(aggregation_frequency)
     _check_choices(name=name, uneven=uneven, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
@@ -134,7 +133,8 @@ def open_context(
     )
     with contextlib.ExitStack() as undone:
         undone.callback(folder.close)
-        seed = _seed_of(folder) if seed is None else seed
+        begun_with = folder.record.get("seed")
+        seed = begun_with if seed is None and isinstance(begun_with, int) else default_seed
         session = Session(folder, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
         undone.callback(session.close)
         context = context_class(
@@ -198,11 +198,7 @@ def _check_choices(*, name: Any, uneven: Any, **switches: Any) -> None:
             raise InvalidTypeError(f"{switch} must be True or False. Received: {value!r}.")
 
 
-def _seed_of(folder: RunFolder) -> int:
-    """The seed that a continued run was begun with; else that of the environment, else 0."""
-    begun_with = folder.record.get("seed")
-    if isinstance(begun_with, int):
-        return begun_with
+def _seed_of_environment() -> int:
     given = os.environ.get("TRAINLAB_SEED", "0")
     if not given.isdecimal():
         raise InvalidValueError(f"TRAINLAB_SEED must be an int of at least 0. Received: {given!r}.")

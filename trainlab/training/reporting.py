@@ -12,7 +12,7 @@ from typing import Any
 from trainlab.errors import InvalidTypeError, InvalidValueError, MetricError
 from trainlab.metrics import RunningMetrics
 from trainlab.optim import describe_lrs
-from trainlab.recording import NoDisplay, Record
+from trainlab.recording import LineDisplay, NoDisplay, Record
 from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
@@ -155,6 +155,7 @@ def say_where(context: TrialContext, last_checkpoint: Path | None, *, test_mode:
         f"Run folder: {context.run_dir}\nLast checkpoint: {last_checkpoint}\n"
         f"To go on from it: TRAINLAB_RUN_DIR={shlex.quote(str(context.run_dir))} {command}"
     )
-    context.session.display.say(text)
-    unseen = stopped and isinstance(context.session.display, NoDisplay)
-    logger.log(logging.WARNING if unseen else logging.INFO, "%s", text)
+    unseen = isinstance(context.session.display, NoDisplay)
+    # A warning would not do: it goes to the run's log alone where nobody set up logging.
+    (LineDisplay() if stopped and unseen else context.session.display).say(text)
+    logger.info("%s", text)

@@ -93,6 +93,9 @@ class SupervisedTrial(Trial):
 
         Args:
             optimizer: the wrapped optimizer.
+
+        Raises:
+            InvalidValueError: it is a ReduceLROnPlateau, which needs a metric.
         """
         make = self._parts["lr_scheduler"]
         scheduler = None if make is None else make(optimizer)

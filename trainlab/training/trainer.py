@@ -31,7 +31,7 @@ from trainlab.training.opening import (
 from trainlab.training.reporting import Reporter, say_where
 from trainlab.training.result import FitResult
 from trainlab.training.signals import StopSignals
-from trainlab.training.trial import Trial, check_trial
+from trainlab.training.trial import Trial, check_trial, checked_length
 
 __all__ = ["Trainer"]
 
@@ -189,7 +189,12 @@ class Trainer:
             metrics = train_batch(batch=batch, epoch_idx=progress.epochs_trained, batch_idx=progress.batches_trained)
             step_schedulers()
             keep_metrics(metrics)
-            progress.count_batch(count_records(batch))
+            records = count_records(batch)
+            try:
+                progress.count_batch(records)
+            except TypeError:
+                checked_length(records)  # says what it must be; what can be added is looked at in the report
+                raise
             if progress.batches_trained == until or context.stop_requested:
                 return
 

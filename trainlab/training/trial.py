@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import operator
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from trainlab.data import data_length
-from trainlab.errors import TrialDefinitionError
+from trainlab.errors import InvalidTypeError, InvalidValueError, TrialDefinitionError
 from trainlab.metrics import Reducer
 from trainlab.optim import LRScheduler
 from trainlab.training.callback import Callback
@@ -310,6 +311,33 @@ def takes_batch_idx(trial: Trial) -> bool:
     """Tell whether ``evaluate_batch`` has the parameter ``batch_idx`` (its old form has not)."""
     parameters = inspect.signature(trial.evaluate_batch).parameters.values()
     return any(p.name == "batch_idx" or p.kind is p.VAR_KEYWORD for p in parameters)
+
+
+def checked_length(records: Any) -> int:
+    """Refuse what is no number of records.
+
+    Args:
+        records: what ``get_batch_length`` returned.
+
+    Returns:
+        The same as an int.
+
+    Raises:
+        InvalidTypeError: it is no int.
+        InvalidValueError: it is negative.
+    """
+    try:
+        number = operator.index(records)
+    except TypeError:
+        raise InvalidTypeError(
+            f"Trial.get_batch_length must return the number of records as an int. Received: {records!r}. "
+            "Return int(...)."
+        ) from None
+    if number < 0:
+        raise InvalidValueError(
+            f"Trial.get_batch_length must return a number of records of at least 0. Received: {records!r}."
+        )
+    return number
 
 
 def _check_signature(trial: Trial, hook: str, keywords: tuple[str, ...]) -> None:
