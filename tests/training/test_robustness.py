@@ -289,6 +289,11 @@ def test_a_bad_seed_in_the_environment_leaves_nothing(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def ended(command: list[str]) -> "subprocess.CompletedProcess[str]":
+    """A process after its end, well or not, with what it wrote."""
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=DEADLINE, check=False)
+
+
 def environment(**more: str) -> dict[str, str]:
     """The environment of a process: this one's, without what steers runs."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TRAINLAB_")}
@@ -304,6 +309,7 @@ def test_a_plain_init_ends_by_itself(open_run: Any) -> None:
         capture_output=True,
         text=True,
         timeout=DEADLINE,
+        check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
     record = json.loads(Path("here/run.json").read_text())
@@ -312,7 +318,7 @@ def test_a_plain_init_ends_by_itself(open_run: Any) -> None:
 
 
 def test_a_continued_run_keeps_its_seed(open_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without seed=, a run goes on with the seed that it was begun with, whatever the environment says; seed= counts."""
+    """Without seed=, a run goes on with the seed that it was begun with, also if TRAINLAB_SEED is another."""
     open_run(run_dir="here", seed=7).close()
     again = open_run(run_dir="here")
     assert again.get_trial_seed() == 7
@@ -357,13 +363,11 @@ def test_the_line_that_is_told_resumes(tmp_path: Path, program: list[str], shown
     (tmp_path / "package").mkdir()
     (tmp_path / "package/module.py").write_text(PROGRAM)
     command = [sys.executable, *program, shown, "it's $HOME"]
-    stopped = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=DEADLINE)
+    stopped = ended(command)
     assert (stopped.returncode, stopped.stdout) == (128 + signal.SIGTERM, "trained 0 1 2\n"), stopped.stderr
     told = re.findall(r"^(?:.*To go on from it: )(.*)$", stopped.stderr, re.MULTILINE)
     assert len(told) == 1
-    resumed = subprocess.run(
-        ["bash", "-c", told[0]], env=environment(), capture_output=True, text=True, timeout=DEADLINE
-    )
+    resumed = ended(["bash", "-c", told[0]])
     assert (resumed.returncode, resumed.stdout) == (0, "trained 3 4 5\n"), resumed.stderr
     assert len(list((tmp_path / "runs").glob("*/*"))) == 1
     assert ("To go on from it" in resumed.stderr) == (shown == "shown")

@@ -37,6 +37,13 @@ _PARTS = {
     "progress": dict,
     "made_with": dict,
 }
+_ENTRIES = {
+    "models_extra_state": dict,
+    "optimizers_state_dict": dict,
+    "optimizer_names": str,
+    "lr_schedulers_state_dict": dict,
+    "gradients": dict,
+}
 
 logger = logging.getLogger("trainlab.training")
 
@@ -108,7 +115,7 @@ class Checkpointing:
         content = _content_of(checkpoint)
         self._warn_of_differences(content["made_with"])
         with _named(checkpoint):
-            content["models_state_dict"] = _models_of(checkpoint, self._context)
+            content["models_state_dict"] = _models_of(checkpoint, content, self._context)
             for hook in self._hooks.checkpoint_load_start:
                 hook(content)
             _load_models(content, self._context)
@@ -236,9 +243,10 @@ def load_weights_of(checkpoint: Checkpoint, context: TrialContext) -> None:
     Raises:
         CheckpointMismatchError: the models' names, keys or shapes differ.
     """
-    extra = _content_of(checkpoint)["models_extra_state"]
+    content = _content_of(checkpoint)
     with _named(checkpoint):
-        _load_models({"models_state_dict": _models_of(checkpoint, context), "models_extra_state": extra}, context)
+        content["models_state_dict"] = _models_of(checkpoint, content, context)
+        _load_models(content, context)
 
 
 def batches_of(checkpoint: Checkpoint) -> int:
@@ -286,6 +294,14 @@ def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:
             f"The state in the checkpoint {checkpoint.path} is no dict but {type(content).__name__}."
         )
     wrong = [name for name, kind in _PARTS.items() if not isinstance(content.get(name), kind)]
+    wrong += [
+        name
+        for name, kind in _ENTRIES.items()
+        if name not in wrong and not all(isinstance(entry, kind) for entry in content[name])
+    ]
+    if not wrong and len(content["optimizers_state_dict"]) != len(content["optimizer_names"]):
+        wrong = ["optimizers_state_dict", "optimizer_names"]
+    wrong += [f"{part}[{key!r}]" for part, key in _lacking(content)] if not wrong else []
     if wrong:
         raise CheckpointDamagedError(
             f"The state in the checkpoint {checkpoint.path} lacks parts, or they are not what they should be: {wrong}. "
@@ -293,6 +309,13 @@ def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:
         )
     Progress().load_state_dict(content["progress"])
     return content
+
+
+def _lacking(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    needed = [("recording", "files")]
+    if content["stream"]:
+        needed += [("stream", "held"), ("stream", "source")]
+    return [(part, key) for part, key in needed if key not in content[part]]
 
 
 @contextmanager
@@ -304,10 +327,16 @@ def _named(checkpoint: Checkpoint) -> Iterator[None]:
         raise CheckpointMismatchError(f"{checkpoint.path}: {error}") from error
 
 
-def _models_of(checkpoint: Checkpoint, context: TrialContext) -> list[dict[str, torch.Tensor]]:
+def _models_of(
+    checkpoint: Checkpoint, content: Mapping[str, Any], context: TrialContext
+) -> list[dict[str, torch.Tensor]]:
     weights = checkpoint.weights("model")
     if sorted(weights) != sorted(context.model_names):
         raise _names_differ("models", list(weights), context.model_names)
+    if not len(weights) == len(content["models_extra_state"]) == len(content["gradients"]):
+        raise CheckpointDamagedError(
+            f"The checkpoint {checkpoint.path} holds {len(weights)} models, and its state is of another number."
+        )
     return [dict(weights[name]) for name in context.model_names]
 
 

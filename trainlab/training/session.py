@@ -9,7 +9,7 @@ from typing import Any
 from trainlab.checkpoint import latest_checkpoint, remove_rubbish
 from trainlab.errors import InvalidStateError, TrainlabError
 from trainlab.experiments import RunFolder
-from trainlab.recording import JsonlBackend, Recorder, TensorBoardBackend, make_display
+from trainlab.recording import Display, JsonlBackend, LineDisplay, Recorder, TensorBoardBackend, make_display
 
 __all__ = ["Session"]
 
@@ -46,6 +46,8 @@ class Session:
         self._tensorboard.enabled = enable_tensorboard_logging
         self.recorder = Recorder(folder.path, [JsonlBackend(folder.metrics_file), self._tensorboard])
         folder.attach_log()
+        self._warnings = _Warnings(self.display if progress else LineDisplay())
+        logging.getLogger("trainlab").addHandler(self._warnings)
         atexit.register(self.close)
 
     @property
@@ -92,6 +94,7 @@ class Session:
         self._closed = True
         error = self.ended_by if error is None else error
         atexit.unregister(self.close)
+        logging.getLogger("trainlab").removeHandler(self._warnings)
         try:
             self.display.close()
             self.recorder.close()
@@ -105,6 +108,19 @@ class Session:
             logger.error("The run's files could not be closed properly: %s", failure)
         finally:
             self.folder.close()
+
+
+class _Warnings(logging.Handler):
+    """Shows warnings where the program has set up no logging: beside log.txt, Python's last resort does not."""
+
+    def __init__(self, display: Display) -> None:
+        super().__init__(logging.WARNING)
+        self.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+        self._display = display
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not logging.getLogger().handlers:
+            self._display.say(self.format(record))
 
 
 class _NoWriter:
