@@ -73,7 +73,7 @@ def examples(session: nox.Session) -> None:
 
 @nox.session
 def benchmarks(session: nox.Session) -> None:
-    """The table of speeds, against a raw loop and whatever else is installed in this session's environment."""
+    """The table of speeds, against a raw loop and whichever of its peers are installed beside it."""
     install(session, "test")
     session.run("python", "-m", "tests.benchmarks", *session.posargs)
 

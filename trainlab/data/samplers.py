@@ -167,7 +167,7 @@ class ReproducibleShuffleSampler(_Around):
         super().load_state_dict(state)
 
 
-class SkipBatchSampler(_Around):
+class SkipBatchSampler(SkipSampler):
     """All but the first batches, on every iteration.
 
     Its length is that of the batch sampler inside, nothing taken off, so that an epoch keeps its length.
@@ -181,15 +181,11 @@ class SkipBatchSampler(_Around):
     """
 
     def __init__(self, batch_sampler: Iterable[Any], skip: int) -> None:
-        super().__init__(batch_sampler)
+        super().__init__(batch_sampler, skip)
         self.batch_sampler = batch_sampler
-        self.skip = _check_skip(skip)
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.batch_sampler, self.skip, None)
 
 
-class RepeatBatchSampler(_Around):
+class RepeatBatchSampler(RepeatSampler):
     """The batches for ever, pass after pass; the batch sampler inside is iterated anew each time.
 
     Its length is that of one pass.
@@ -205,11 +201,8 @@ class RepeatBatchSampler(_Around):
         super().__init__(batch_sampler)
         self.batch_sampler = batch_sampler
 
-    def __iter__(self) -> Iterator[Any]:
-        return _for_ever(self.batch_sampler)
 
-
-class DistributedBatchSampler(_Around):
+class DistributedBatchSampler(DistributedSampler):
     """Every ``num_workers``-th of the batches, beginning with number ``rank``: nothing is padded, nothing dropped.
 
     Its length is exact, and may differ between ranks.
@@ -224,20 +217,11 @@ class DistributedBatchSampler(_Around):
     """
 
     def __init__(self, batch_sampler: Iterable[Any], num_workers: int, rank: int) -> None:
-        super().__init__(batch_sampler)
-        _check_share(num_workers, rank)
+        super().__init__(batch_sampler, num_workers, rank)
         self.batch_sampler = batch_sampler
-        self.num_workers = num_workers
-        self.rank = rank
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.batch_sampler, self.rank, None, self.num_workers)
-
-    def __len__(self) -> int:
-        return max(0, -(-(super().__len__() - self.rank) // self.num_workers))
 
 
-class ReproducibleShuffleBatchSampler(_Around):
+class ReproducibleShuffleBatchSampler(ReproducibleShuffleSampler):
     """The batches in an order drawn from a generator of its own, another one in each iteration.
 
     Args:
@@ -246,25 +230,8 @@ class ReproducibleShuffleBatchSampler(_Around):
     """
 
     def __init__(self, batch_sampler: Iterable[Any], seed: int) -> None:
-        super().__init__(batch_sampler)
+        super().__init__(batch_sampler, seed)
         self.batch_sampler = batch_sampler
-        self._shuffler = _Shuffler(seed)
-
-    def __iter__(self) -> Iterator[Any]:
-        return self._shuffler.shuffled(self.batch_sampler)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the generator's state, and that of the sampler inside where it has one."""
-        return {"generator": self._shuffler.state_dict(), **super().state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Put the generator, and the sampler inside, back to a state.
-
-        Args:
-            state: what ``state_dict`` returned.
-        """
-        self._shuffler.load_state_dict(state["generator"])
-        super().load_state_dict(state)
 
 
 def _for_ever(elements: Iterable[Any]) -> Iterator[Any]:
