@@ -21,7 +21,7 @@ from trainlab.training.context import TrialContext, inner_module
 from trainlab.training.init import versions
 from trainlab.training.trial import Trial
 
-__all__ = ["Checkpointing", "batches_of", "load_weights_of", "weights_loaded_for_a_while"]
+__all__ = ["Checkpointing", "content_of", "load_weights_of", "weights_loaded_for_a_while"]
 
 _PARTS = {
     "models_extra_state": list,
@@ -100,19 +100,16 @@ class Checkpointing:
         _run_apart(self._hooks.checkpoint_upload_end, uuid=str(written))
         return written
 
-    def restore(self, checkpoint: Checkpoint) -> dict[str, Any]:
+    def restore(self, checkpoint: Checkpoint, content: dict[str, Any]) -> None:
         """Put a checkpoint's content back into everything but the generators, the stream and the recording.
 
         Args:
             checkpoint: the opened checkpoint.
-
-        Returns:
-            The content, for those three.
+            content: what ``content_of`` read from it; callbacks may change it.
 
         Raises:
             CheckpointMismatchError: it does not fit what is wrapped.
         """
-        content = _content_of(checkpoint)
         self._warn_of_differences(content["made_with"])
         with _named(checkpoint):
             content["models_state_dict"] = _models_of(checkpoint, content, self._context)
@@ -125,7 +122,6 @@ class Checkpointing:
             self._load_stateful(content["stateful"])
             self._load_gradients(content["gradients"])
             self._context.progress.load_state_dict(content["progress"])
-        return content
 
     def _content(self) -> dict[str, Any]:
         context = self._context
@@ -243,26 +239,10 @@ def load_weights_of(checkpoint: Checkpoint, context: TrialContext) -> None:
     Raises:
         CheckpointMismatchError: the models' names, keys or shapes differ.
     """
-    content = _content_of(checkpoint)
+    content = content_of(checkpoint)
     with _named(checkpoint):
         content["models_state_dict"] = _models_of(checkpoint, content, context)
         _load_models(content, context)
-
-
-def batches_of(checkpoint: Checkpoint) -> int:
-    """Read how many batches were trained at a checkpoint.
-
-    Args:
-        checkpoint: the opened checkpoint.
-
-    Returns:
-        Their number.
-
-    Raises:
-        CheckpointDamagedError: the checkpoint does not tell.
-    """
-    batches: int = _content_of(checkpoint)["progress"]["batches_trained"]
-    return batches
 
 
 @contextmanager
@@ -286,8 +266,18 @@ def weights_loaded_for_a_while(checkpoint: Checkpoint, context: TrialContext) ->
             module.load_state_dict(state)
 
 
-def _content_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Read the state of a checkpoint, which has to hold every part that this version writes."""
+def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Read the state of a checkpoint, which has to hold every part that this version writes.
+
+    Args:
+        checkpoint: the opened checkpoint.
+
+    Returns:
+        The parts by name, without the models' weights.
+
+    Raises:
+        CheckpointDamagedError: a part is missing, or is not what it should be.
+    """
     content = checkpoint.state()
     if not isinstance(content, dict):
         raise CheckpointDamagedError(

@@ -2,20 +2,19 @@
 
 import logging
 import math
-import operator
 import shlex
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from trainlab.errors import InvalidTypeError, InvalidValueError, MetricError
+from trainlab.errors import MetricError
 from trainlab.metrics import RunningMetrics
 from trainlab.optim import describe_lrs
 from trainlab.recording import LineDisplay, NoDisplay, Record
-from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
+from trainlab.training.trial import checked_length
 
 __all__ = ["Reporter", "say_where"]
 
@@ -61,8 +60,8 @@ class Reporter:
         if not_finite := sorted(name for name, value in reduced.items() if _is_not_finite(value)):
             last = progress.batches_trained - 1
             logger.warning("NaN or infinity in what reducers gave for batches %d to %d: %s.", first, last, not_finite)
-        _check_records(progress, self._records_before)
-        records = progress.records_trained - self._records_before
+        records = checked_length(progress.records_trained - self._records_before)
+        progress.records_trained = self._records_before + records
         perf = {"batches_per_second": batches / seconds, "records_per_second": records / seconds}
         lrs = describe_lrs({name: w.optimizer for name, w in context.wrapped_optimizers.items()})
         self._tell(self._record("training", averages, lrs, perf))
@@ -117,21 +116,6 @@ class Reporter:
                 "No optimizer was stepped in the batches so far: nothing is learnt. "
                 "Call context.step_optimizer(optimizer) in train_batch."
             )
-
-
-def _check_records(progress: Progress, before: int) -> None:
-    try:
-        progress.records_trained = operator.index(progress.records_trained)
-    except TypeError:
-        raise InvalidTypeError(
-            "Trial.get_batch_length must return the number of records as an int. "
-            f"Received: {progress.records_trained - before!r} in this window. Return int(...)."
-        ) from None
-    if progress.records_trained < before:
-        raise InvalidValueError(
-            "Trial.get_batch_length must return a number of records of at least 0. "
-            f"Received: {progress.records_trained - before} in this window."
-        )
 
 
 def _is_not_finite(value: Any) -> bool:

@@ -17,7 +17,7 @@ from trainlab.checkpoint import Checkpoint
 from trainlab.distributed import RngState, preserved_rng
 from trainlab.schedule import Action, Batch, Plan, TrainUnit
 from trainlab.training.callback import CallbackHooks
-from trainlab.training.checkpointing import Checkpointing, batches_of, weights_loaded_for_a_while
+from trainlab.training.checkpointing import Checkpointing, content_of, weights_loaded_for_a_while
 from trainlab.training.context import TrialContext
 from trainlab.training.judging import Judge
 from trainlab.training.opening import (
@@ -115,7 +115,8 @@ class Trainer:
         self._validates = validation_period is not None or metric is not None or step_zero_validation
         check_trial(self._trial, validates=self._validates)
         checkpoint = resume_point(context, latest_checkpoint, uncertain=context.uncertain)
-        first_batch = progress.batches_trained if checkpoint is None else batches_of(checkpoint)
+        content = None if checkpoint is None else content_of(checkpoint)
+        first_batch = progress.batches_trained if content is None else content["progress"]["batches_trained"]
         if test_mode:
             self._plan = Plan(max_length=Batch(first_batch + 1), reporting_period=reporting_period)
         self._policy = context.rules.checkpoint_policy(checkpoint_policy, metric)
@@ -126,7 +127,8 @@ class Trainer:
         with ExitStack() as closing:
             closing.push(self._end)
             signals = closing.enter_context(StopSignals(context))
-            self._open(closing, checkpoint, first_batch)
+            self._open(closing, checkpoint, content, first_batch)
+            del content  # as large as the optimizers' states
             if not step_zero_validation or first_batch > 0:
                 self._try_validation()
             for hook in self._hooks.training_start:
@@ -254,7 +256,9 @@ class Trainer:
 
     # -- before and after --------------------------------------------------------------------
 
-    def _open(self, closing: ExitStack, checkpoint: Checkpoint | None, first_batch: int) -> None:
+    def _open(
+        self, closing: ExitStack, checkpoint: Checkpoint | None, content: dict[str, Any] | None, first_batch: int
+    ) -> None:
         """Start the callbacks, build the loaders, and restore everything but the generators."""
         context, progress, trial = self.context, self.context.progress, self._trial
         logger.info("Training from batch %d.", first_batch)
@@ -271,8 +275,8 @@ class Trainer:
         self._checkpointing = Checkpointing(trial, context, hooks, loader, self._batches, root)
         # Put back last of all, so that nothing that is done before the first batch can change them.
         self._rng: RngState | None = None
-        if checkpoint is not None:
-            self._restore(checkpoint)
+        if checkpoint is not None and content is not None:
+            self._restore(checkpoint, content)
         elif first_batch == 0 and not self._test_mode:
             context.session.recorder.restore(None)
         if progress.batches_in_epoch:
@@ -287,10 +291,10 @@ class Trainer:
         closing.callback(context.session.display.close)
         context.session.display.start(progress, self._plan, lambda: self._batches.epoch_length)
 
-    def _restore(self, checkpoint: Checkpoint) -> None:
+    def _restore(self, checkpoint: Checkpoint, content: dict[str, Any]) -> None:
         logger.info("Resuming from %s.", checkpoint.path)
         self.context.uncertain = True
-        content = self._checkpointing.restore(checkpoint)
+        self._checkpointing.restore(checkpoint, content)
         if not self._test_mode:
             self.context.session.recorder.restore(content["recording"])
         self.context.stream_state = content["stream"]
