@@ -16,6 +16,7 @@ __all__ = [
     "MetricError",
     "MissingDependencyError",
     "RunFolderError",
+    "StorageError",
     "TrainlabError",
     "TrialDefinitionError",
 ]
@@ -51,6 +52,10 @@ class MetricError(TrainlabError, ValueError):
 
 class RunFolderError(TrainlabError, RuntimeError):
     """A run's folder cannot be used: held by another process, or not a run's."""
+
+
+class StorageError(TrainlabError, OSError):
+    """A file system or an object store does not do what it is asked to."""
 
 
 class CheckpointError(TrainlabError, RuntimeError):
