@@ -17,6 +17,7 @@ _HOMES = {
     "LRScheduler": "trainlab.optim",
     "MetricReducer": "trainlab.metrics",
     "Reducer": "trainlab.metrics",
+    "Retention": "trainlab.checkpoint",
     "SupervisedTrial": "trainlab.training",
     "TorchWriter": "trainlab.recording",
     "TrainUnit": "trainlab.schedule",
@@ -26,8 +27,11 @@ _HOMES = {
     "TrialContext": "trainlab.training",
     "distributed": "trainlab.distributed",
     "init": "trainlab.training",
+    "load_checkpoint": "trainlab.checkpoint",
     "load_trial_from_checkpoint_path": "trainlab.training",
+    "load_weights": "trainlab.checkpoint",
     "samplers": "trainlab.data.samplers",
+    "save_checkpoint": "trainlab.checkpoint",
 }
 
 __all__ = list(_HOMES)

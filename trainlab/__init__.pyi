@@ -1,6 +1,10 @@
 """The public names as editors and type checkers see them; `__init__.py` loads each when it is first touched."""
 
 from trainlab import distributed as distributed
+from trainlab.checkpoint import Retention as Retention
+from trainlab.checkpoint import load_checkpoint as load_checkpoint
+from trainlab.checkpoint import load_weights as load_weights
+from trainlab.checkpoint import save_checkpoint as save_checkpoint
 from trainlab.data import DataLoader as DataLoader
 from trainlab.data import samplers as samplers
 from trainlab.errors import TrainlabError as TrainlabError

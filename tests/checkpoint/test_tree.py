@@ -1,90 +1,43 @@
-import contextlib
-import dataclasses
-import enum
+import datetime
 import json
+import pathlib
 import struct
-from collections import Counter, OrderedDict, defaultdict, namedtuple
+from collections import deque
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
-from hypothesis import strategies as st
 
-from tests.checkpoint.samples import bits, same
-from trainlab.checkpoint import decode, encode
-from trainlab.errors import CheckpointDamagedError, CheckpointError
-
-TORCH_DTYPES = [
-    *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-    *(torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex64, torch.complex128),
-    *(torch.uint16, torch.uint32, torch.uint64, torch.float8_e4m3fn, torch.float8_e5m2),
-]
-NUMPY_DTYPES = [
-    *("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-    *("float16", "float32", "float64", "complex64", "complex128"),
-]
+from tests.checkpoint.samples import bits
+from tests.checkpoint.trees import Bits, Box, Frozen, Mode, Permission, Point, raw, same, trees
+from trainlab.checkpoint.classes import classes_in
+from trainlab.checkpoint.tree import decode, encode
+from trainlab.errors import CheckpointError
 
 
 def through_json(tree: Any) -> Any:
     """The tree after it was written as text and read again."""
-    structure, tensors = encode(tree)
-    return decode(json.loads(json.dumps(structure, allow_nan=False)), {k: v.clone() for k, v in tensors.items()})
+    classes = classes_in(tree)
+    structure, tensors = encode(tree, classes)
+    text = json.dumps(structure, allow_nan=False)
+    return decode(json.loads(text), {name: value.clone() for name, value in tensors.items()}, classes)
 
 
-def any_bits(dtype: torch.dtype, shape: list[int], seed: int) -> torch.Tensor:
-    """A tensor of random bytes, so of NaNs with payloads, infinities and subnormal numbers too."""
-    count = int(np.prod(shape)) * dtype.itemsize
-    data = np.random.default_rng(seed).integers(0, 256, count, dtype=np.uint8)
-    if dtype is torch.bool:
-        data &= 1
-    if not count:
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape)
-
-
-shapes = st.lists(st.integers(0, 3), max_size=3)
-tensors = st.builds(any_bits, st.sampled_from(TORCH_DTYPES), shapes, st.integers(0, 99))
-arrays = st.builds(
-    lambda dtype, shape, seed: np.random.default_rng(seed).integers(0, 2, shape).astype(dtype),
-    *(st.sampled_from(NUMPY_DTYPES), shapes, st.integers(0, 99)),
-)
-texts = st.text(st.characters())  # lone surrogates too
-hashable = st.recursive(
-    st.one_of(
-        *(st.none(), st.booleans(), st.integers(), st.integers(-(10**400), 10**400), texts, st.binary()),
-        *(st.floats(allow_nan=False), st.complex_numbers(allow_nan=False), st.sampled_from(TORCH_DTYPES)),
-        *(st.builds(torch.Size, shapes), st.sampled_from([torch.device("cpu"), torch.device("cuda", 1)])),
-    ),
-    lambda inner: st.lists(inner, max_size=3).map(tuple) | st.frozensets(inner, max_size=3),
-    max_leaves=4,
-)
-leaves = st.one_of(
-    *(hashable, st.floats(), st.complex_numbers(), tensors, arrays),
-    arrays.filter(lambda array: array.size).map(lambda array: array.reshape(-1)[0]),
-)
-
-
-def containers(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Every kind of container around what ``inner`` gives."""
-    mappings = st.dictionaries(texts | st.just("$") | hashable, inner, max_size=3)
-    factories = st.sampled_from([list, int, float, dict, set, None])
-    return st.one_of(
-        st.lists(inner, max_size=3),
-        st.lists(inner, max_size=3).map(tuple),
-        mappings,
-        mappings.map(OrderedDict),
-        st.builds(defaultdict, factories, mappings),
-        st.dictionaries(hashable, st.integers(), max_size=3).map(Counter),
-        st.sets(hashable, max_size=3),
-    )
-
-
-@given(st.recursive(leaves, containers, max_leaves=12))
+@given(trees)
 def test_any_tree_comes_back_as_it_was(tree: Any) -> None:
     """Types, order, dtypes, shapes and every bit of a state survive a checkpoint."""
     assert same(through_json(tree), tree)
+
+
+@given(trees)
+def test_the_structure_is_the_same_through_json(tree: Any) -> None:
+    """Nothing is lost when the structure becomes text, and nothing of it is shared with the live state."""
+    structure, tensors = encode(tree, classes_in(tree))
+    assert json.loads(json.dumps(structure, allow_nan=False)) == structure
+    assert all(name.encode() for name in tensors)
+    assert all(type(stored) is torch.Tensor and not stored.requires_grad for stored in tensors.values())
 
 
 @pytest.mark.parametrize("pattern", [0x7FF8000000000001, 0xFFF8000000000000, 0x7FF0000000000000, 0x8000000000000000])
@@ -108,27 +61,74 @@ def test_special_floats_keep_their_bits(pattern: int) -> None:
 )
 def test_views_come_back_with_their_values(view: torch.Tensor) -> None:
     """However a tensor lies in memory, its elements are kept."""
+    (stored,) = encode({"a": view})[1].values()
+    assert not (stored.is_conj() or stored.is_neg())  # as no file holds such views
     back = through_json({"a": view})["a"]
     assert back.dtype == view.dtype
     assert torch.equal(back, view)
 
 
-def test_a_parameter_comes_back_as_a_tensor() -> None:
-    """A parameter's numbers are kept as those of a plain tensor, which needs no gradient."""
-    back = through_json(torch.nn.Parameter(torch.ones(2)))
-    assert type(back) is torch.Tensor
-    assert not back.requires_grad
+@pytest.mark.parametrize("needs_grad", [True, False])
+def test_a_parameter_comes_back_as_a_parameter(needs_grad: bool) -> None:
+    """A parameter in a state is one again, trained or frozen as it was."""
+    back = through_json(torch.nn.Parameter(torch.ones(2), requires_grad=needs_grad))
+    assert type(back) is torch.nn.Parameter
+    assert back.requires_grad is needs_grad
+
+
+def test_tied_parameters_are_one_object_again() -> None:
+    """A parameter in two places, and the tensor in its memory, still change together after a resume."""
+    weight = torch.nn.Parameter(torch.ones(2))
+    back = through_json([weight, {"tied": weight}, weight.detach(), torch.nn.Parameter(weight.detach(), False)])
+    assert back[0] is back[1]["tied"]
+    with torch.no_grad():
+        back[0][0] = 7
+    assert [float(tensor[0]) for tensor in back[2:]] == [7, 7]
+    assert [tensor.requires_grad for tensor in (back[0], *back[2:])] == [True, False, False]
+
+
+@pytest.mark.parametrize("zone", [None, datetime.timezone.utc, datetime.timezone(datetime.timedelta(hours=-2), "X")])
+def test_times_keep_their_zone_and_side_of_a_change_of_clocks(zone: datetime.timezone | None) -> None:
+    """Of an hour that occurs twice the second one comes back, in the zone and with the zone's name."""
+    moment = datetime.datetime(2024, 10, 27, 2, 30, 0, 1, zone, fold=1)
+    for time in (moment, moment.timetz()):
+        back = through_json(time)
+        assert (repr(back), back.fold, back.tzname()) == (repr(time), 1, time.tzname())
+
+
+def test_a_path_is_never_changed() -> None:
+    """A path whose text older versions of Python read as another one comes back as it was, or is refused."""
+    odd = pathlib.PureWindowsPath("./c:a")
+    if odd == pathlib.PureWindowsPath(str(odd)):
+        assert through_json(odd) == odd
+    else:
+        with pytest.raises(CheckpointError, match="read as another path"):
+            encode(odd)
+
+
+def test_half_summed_sparse_gradients_come_back() -> None:
+    """The gradients of an embedding that are summed and not yet applied go on to the same sum."""
+    embedding = torch.nn.Embedding(5, 2, sparse=True)
+    for words in ([1, 1, 3], [3, 0]):
+        embedding(torch.tensor(words)).sum().backward()
+    gradient = embedding.weight.grad
+    assert gradient is not None
+    assert not gradient.is_coalesced()
+    back = through_json({"a": gradient, "b": gradient})
+    assert same(back["a"], gradient)
+    assert back["a"] is back["b"]
+    assert torch.equal(back["a"].to_dense(), gradient.to_dense())
 
 
 def test_shared_tensors_are_stored_once_and_shared_again() -> None:
     """Two names of the same memory take room once, and writing to one still changes the other after a resume."""
     shared = torch.arange(3.0)
-    tree = {"a": shared, "b": [shared, shared.view(3)], "other": torch.arange(3.0)}
+    tree = {"a": shared, "b": [shared, shared.view(3)], "c": shared.numpy(), "other": torch.arange(3.0)}
     _, stored = encode(tree)
     assert len(stored) == 2
     back = through_json(tree)
     back["a"][0] = 7
-    assert back["b"][0][0] == back["b"][1][0] == 7
+    assert back["b"][0][0] == back["b"][1][0] == back["c"][0] == 7
     assert back["other"][0] == 0
 
 
@@ -139,153 +139,95 @@ def test_tensors_that_overlap_in_part_keep_their_own_values() -> None:
     assert same(through_json(tree), tree)
 
 
+def test_a_tensor_freed_while_encoding_is_not_taken_for_another() -> None:
+    """Tensors that exist for a moment only, as in the copy of an array, are each stored."""
+    tree = [np.full((2, 3), i, order="F") for i in range(50)]
+    assert same(through_json(tree), tree)
+
+
+def test_unusual_arrays_come_back() -> None:
+    """Read-only arrays, ones that go backwards or have gaps, and texts that end in NULs are stored like any other."""
+    fixed = np.arange(4.0)
+    fixed.flags.writeable = False
+    tree = [fixed, np.arange(4)[::-1], np.arange(6)[::2], np.array(["é", "zz"])[::-1], np.array(3.5), np.str_("a\0")]
+    assert same(through_json(tree), tree)
+
+
 def test_names_of_tensors_tell_where_they_were() -> None:
     """Another tool that lists the tensors sees where each belongs; equal paths do not overwrite each other."""
-    _, stored = encode({"a": {"b": [torch.ones(1)]}, "a/b": [torch.zeros(1)], "__metadata__": torch.ones(2)})
-    assert list(stored) == ["a/b[0]", "a/b[0]#2", "__metadata__#2"]
+    one = torch.ones(1)
+    tree = {
+        "a": {"b": [one]},
+        "a/b": [one * 2],
+        "__metadata__": torch.ones(2),
+        0: {(1, "x"): one * 3},
+        "p": Point(one * 4, deque([one * 5])),
+        "sparse": torch.eye(2).to_sparse(),
+        "\ud800": one * 6,
+        10**9999: one * 7,
+    }
+    _, stored = encode(tree, classes_in(tree))
+    assert [name[:30] for name in stored] == [
+        *("a/b[0]", "a/b[0]#2", "__metadata__#2", "0/(1, 'x')", "p/x", "p/y[0]"),
+        *("sparse/values", "sparse/indices", "\\ud800", f"{hex(10**9999)[:30]}"),
+    ]
 
 
-Point = namedtuple("Point", "x y")
+def test_methods_of_a_class_are_not_run() -> None:
+    """A dataclass comes back with its fields as they were, though its ``__post_init__`` would refuse or change them."""
+    box = Box(3)
+    box.area = "own"
+    assert through_json(box).area == "own"
+    frozen = raw(Frozen, left="forbidden", right=1)
+    assert through_json(frozen) == frozen
 
 
-class Color(enum.IntEnum):
-    RED = 1
+def test_members_of_enums_are_the_very_same() -> None:
+    """A member comes back by its name, whatever its value; flags in any combination."""
+    assert through_json(Mode.FAST) is Mode.FAST
+    assert encode(Mode.QUICK, classes_in(Mode.QUICK))[0]["v"] == "FAST"
+    for flags in (Permission(0), Permission.READ, Permission.READ | Permission.WRITE, Bits.A | 64):
+        assert through_json(flags) is flags
 
 
-class OwnDict(dict):  # type: ignore[type-arg]
-    pass
+def test_the_format_stays_what_it_is() -> None:
+    """Structures of earlier checkpoints read the same, and new ones are what the documentation tells."""
+    tree = {
+        "t": (1, 2.5),
+        "s": {1},
+        "f": float("-inf"),
+        "n": np.float32(1.5),
+        "a": np.zeros(2),
+        3: torch.ones(1).cfloat(),
+    }
+    structure = [
+        ["t", {"$": "tuple", "v": [1, 2.5]}],
+        ["s", {"$": "set", "v": [1]}],
+        ["f", {"$": "float", "v": "-inf"}],
+        ["n", {"$": "numpy", "dtype": "float32", "v": "0000c03f"}],
+        ["a", {"$": "ndarray", "dtype": "float64", "v": {"$": "tensor", "v": "a"}}],
+        [3, {"$": "tensor", "v": "3", "complex": True}],
+    ]
+    assert encode(tree)[0] == {"$": "dict", "v": structure}
+    new = [Point(1, Mode.SLOW), deque([1], 2), np.array(["a"]), np.datetime64(1, "s"), slice(None, 1, None)]
+    assert encode(new, classes_in(new))[0] == [
+        {
+            "$": "namedtuple",
+            "class": "tests.checkpoint.trees:Point",
+            "v": {"x": 1, "y": {"$": "enum", "class": "tests.checkpoint.trees:Mode", "v": "SLOW"}},
+        },
+        {"$": "deque", "maxlen": 2, "v": [1]},
+        {"$": "ndarray", "dtype": "<U1", "v": {"$": "tensor", "v": "[2]"}},
+        {"$": "numpy", "dtype": "<M8[s]", "v": "0100000000000000"},
+        {"$": "slice", "v": [None, 1, None]},
+    ]
 
 
-@dataclasses.dataclass
-class Box:
-    side: int
-
-
-class OwnTensor(torch.Tensor):
-    pass
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        *(object(), len, Color.RED, Point(1, 2), Box(1), OwnDict(), bytearray(b"x"), range(3), defaultdict(lambda: 1)),
-        *(
-            np.array([object()]),
-            np.zeros(2, dtype=">f4"),
-            np.zeros(1, dtype="i4,f4"),
-            np.datetime64("2020"),
-            np.str_("x"),
-        ),
-        *(torch.ones(2).to_sparse(), torch.ones(2, device="meta"), torch.ones(2).as_subclass(OwnTensor)),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_a_value_of_another_kind_is_refused_with_its_path(value: Any) -> None:
-    """What cannot come back as it was is refused at once, and the message says where it is and what is allowed."""
-    tree = {"callbacks": {"ema": {"state": {"history": [0, 1, 2, value]}}}}
-    with pytest.raises(
-        CheckpointError, match=r"Received at callbacks/ema/state/history\[3\]: .*Allowed: None, bool"
-    ) as e:
-        encode(tree)
-    assert type(value).__qualname__ in str(e.value)
-
-
-def test_a_key_of_another_kind_is_refused_with_its_path() -> None:
-    """A dict's key that cannot come back is named too."""
-    with pytest.raises(CheckpointError, match=r"state/Point\(x=1, y=2\) \(the key\)"):
-        encode({"state": {Point(1, 2): 0}})
-
-
-def test_a_tree_that_contains_itself_is_refused() -> None:
-    """A cycle is an error and no endless loop."""
-    tree: list[Any] = []
-    tree.append(tree)
-    with pytest.raises(CheckpointError, match="contains itself"):
-        encode(tree)
-
-
-HOSTILE = [
-    {"$": "os.system", "v": "echo planted"},
-    {"$": ["list"], "v": 1},
-    {"$": None},
-    {"$": "tuple"},
-    {"$": "tuple", "v": 3},
-    {"$": "tuple", "v": [], "more": 1},
-    {"$": "dict", "v": [[1]]},
-    {"$": "dict", "v": [[[], 1]]},
-    {"$": "dict", "v": [[1, 1], [1, 2]]},
-    {"$": "set", "v": [1, 1]},
-    {"$": "set", "v": [{}]},
-    {"$": "int", "v": "9" * 10},
-    {"$": "int", "v": "0x_1"},
-    {"$": "float", "v": "infinity"},
-    {"$": "float", "v": "00"},
-    {"$": "complex", "v": [1.0]},
-    {"$": "complex", "v": [1.0, "x"]},
-    {"$": "bytes", "v": "?"},
-    {"$": "str", "v": "ff"},
-    {"$": "torch.Size", "v": [-1]},
-    {"$": "torch.Size", "v": [True]},
-    {"$": "torch.dtype", "v": "nn"},
-    {"$": "torch.device", "v": "no such device"},
-    {"$": "torch.device", "v": "nonsense"},
-    {"$": "defaultdict", "factory": "eval", "v": []},
-    {"$": "defaultdict", "factory": ["list"], "v": []},
-    {"$": "numpy", "dtype": "object", "v": "00" * 8},
-    {"$": "numpy", "dtype": "float32", "v": "00"},
-    {"$": "ndarray", "dtype": "float32", "v": 3},
-    {"$": "ndarray", "dtype": "float32", "v": {"$": "tensor", "v": "halves"}},
-    {"$": "tensor", "v": "missing"},
-    {"$": "tensor", "v": {}},
-    {"$": "tensor", "v": "halves", "complex": True},
-    {"$": "tensor", "v": "halves", "dtype": "float8_e5m2", "shape": [3]},
-    {"$": "tensor", "v": "bytes", "dtype": "float8_e5m2", "shape": [10**12]},
-    {"$": "tensor", "v": "bytes", "dtype": "uint64", "shape": [1]},
-    {"$": "tensor", "v": "bytes", "dtype": "uint16"},
-    float("inf"),
-    object(),
-]
-
-
-@pytest.mark.parametrize("node", HOSTILE, ids=lambda node: str(node)[:50])
-def test_a_structure_that_trainlab_does_not_write_is_damaged(node: Any) -> None:
-    """Nothing that a file says is guessed at, imported or executed: it is an error of one kind."""
-    stored = {"halves": torch.ones(3).half(), "bytes": torch.zeros(3, dtype=torch.uint8)}
-    with pytest.raises(CheckpointDamagedError, match="Received"):
-        decode({"a": [node]}, stored)
-
-
-def test_deep_nesting_is_damaged() -> None:
-    """A file that nests without end does not end the process."""
-    node: Any = 0
-    for _ in range(500):
-        node = [node]
-    with pytest.raises(CheckpointDamagedError, match="more than 100 deep"):
-        decode(node, {})
-
-
-json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["$", "v", "dtype", "shape", "factory", "complex", "a"]), inner, max_size=4)
-        | st.builds(
-            lambda tag, v: {"$": tag, "v": v},
-            st.sampled_from(
-                ["int", "float", "complex", "bytes", "str", "tuple", "dict", "set", "tensor", "numpy", "ndarray"]
-            ),
-            inner,
-        )
-    ),
-    max_leaves=10,
-)
-
-
-@given(json_values)
-def test_any_json_is_decoded_or_damaged(node: Any) -> None:
-    """Whatever JSON a file holds, reading gives a tree or the one error, never another one."""
-    with contextlib.suppress(CheckpointDamagedError):
-        decode(node, {"x": torch.ones(2)})
+def test_sets_are_written_in_one_order() -> None:
+    """The same state makes the same file, though the order of a set depends on its history."""
+    one, other = {0, 8}, {8, 0}
+    assert list(one) != list(other)
+    assert encode(one) == encode(other)
 
 
 def test_the_tensors_given_to_encode_are_not_changed() -> None:
@@ -295,3 +237,12 @@ def test_the_tensors_given_to_encode_are_not_changed() -> None:
     encode({"a": live})
     assert live.requires_grad
     assert bits(live) == before
+
+
+def test_the_last_level_that_is_written_can_be_read() -> None:
+    """A state as deep as is allowed comes back, whatever stands at the bottom."""
+    for bottom in (np.zeros(1), torch.nn.Parameter(torch.ones(1)), 1.5, [], {}):
+        tree: Any = bottom
+        for _ in range(100):
+            tree = [tree]
+        assert same(through_json(tree), tree)

@@ -1,5 +1,6 @@
 import itertools
 import random
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -324,18 +325,62 @@ def test_a_one_shot_iterator_is_refused() -> None:
         BatchStream(3, seed=1)
 
 
-def test_a_foreign_loader_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A plain torch loader for training is told of once, with what it cannot give and how to get it."""
-    plain_loader = torch.utils.data.DataLoader(Numbers(3))
-    BatchStream(DataLoader(Numbers(3)), seed=1)
-    BatchStream(plain_loader, seed=1, role="validation")
+class Remembering(Numbers):
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None: ...
+
+
+class Again:
+    """Batches without a state."""
+
+    def __iter__(self) -> Any:
+        return iter([torch.arange(3)])
+
+
+@pytest.mark.parametrize(
+    ("loader", "told"),
+    [
+        (
+            torch.utils.data.DataLoader(Numbers(3), num_workers=1),
+            "num_workers=1.*With num_workers=0.*trainlab.DataLoader",
+        ),
+        (torch.utils.data.DataLoader(Remembering(3)), "Remembering.*trainlab.DataLoader"),
+        (torch.utils.data.DataLoader(Numbers(3), sampler=data.RepeatSampler(range(3))), "RepeatSampler"),
+        (Again(), "Again, has no state_dict"),
+        (DataLoader(Numbers(3), num_workers=2, in_order=False), "in_order=False"),
+    ],
+)
+def test_what_cannot_be_resumed_exactly_is_told_once(loader: Any, told: str, caplog: pytest.LogCaptureFixture) -> None:
+    """What cannot be resumed exactly is told at the first checkpoint, not before, with what would be exact."""
+    for options in ({"role": "validation"}, {"warn": False}):
+        if not isinstance(loader, DataLoader) or "role" in options:
+            BatchStream(loader, seed=1, **options).warn_of_inexactness()
+    stream = BatchStream(loader, seed=1)
+    stream.start_epoch(0)
     assert not caplog.records
-    stream = BatchStream(plain_loader, seed=1)
-    for epoch in range(2):
-        assert numbers_of(stream, epoch) == [[0], [1], [2]]
-    assert len(caplog.records) == 1
-    assert "trainlab.DataLoader" in caplog.text
-    assert "resume" in caplog.text
+    for _ in range(2):
+        stream.warn_of_inexactness()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert re.search(told, caplog.text)
+    stream.close()
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        DataLoader(Remembering(3), num_workers=1),
+        DataLoader(Flow(), num_workers=2),
+        torch.utils.data.DataLoader(Numbers(3), shuffle=True),
+        torch.utils.data.DataLoader(Flow()),
+        [torch.arange(3)],
+    ],
+)
+def test_what_is_resumed_exactly_is_not_warned_of(loader: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Nothing is said of a loader that is resumed exactly, be it by reading again."""
+    BatchStream(loader, seed=1).warn_of_inexactness()
+    assert not caplog.records
 
 
 def test_a_foreign_loader_with_a_state() -> None:
@@ -366,6 +411,9 @@ def test_a_foreign_loader_with_a_state() -> None:
     loader = Stateful()
     resumed = BatchStream(loader, seed=1)
     resumed.start_epoch(0, records=stream.position(), batches=2, state=stream.state_dict())
+    once_more = BatchStream(Stateful(), seed=1)
+    once_more.start_epoch(0, records=2, batches=2, state=resumed.state_dict())
+    assert [batch.item() for batch in once_more] == [2, 3, 4]
     assert [batch.item() for batch in resumed] == [2, 3, 4] == loader.read
     finished = resumed.state_dict()
     after = BatchStream(Stateful(), seed=1)
@@ -472,28 +520,29 @@ def test_map_style_state_is_kept() -> None:
     assert [b.tolist() for b in resumed] == [b.tolist() for b in stream]
 
 
-class Remembering(Numbers):
-    def state_dict(self) -> dict[str, int]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, int]) -> None: ...
-
-
-def test_a_state_in_workers_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
-    """A training data set with a state of its own that workers would keep to themselves is told of, once."""
-    for arguments in ({"role": "validation"}, {}):
-        assert not caplog.records
-        stream = BatchStream(DataLoader(Remembering(4), num_workers=1), seed=1, **arguments)
-        for epoch in range(2):
-            numbers_of(stream, epoch)
-            stream.state_dict()
-        stream.close()
-    assert len(caplog.records) == 1 and caplog.records[0].name == "trainlab.data"
-    assert "Remembering" in caplog.text and "num_workers=0" in caplog.text
-
-
-def test_a_state_in_this_process_is_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    """Without workers a data set's state is kept, and nothing is said of it."""
-    BatchStream(DataLoader(Remembering(4)), seed=1)
-    BatchStream(DataLoader(Numbers(4), num_workers=1), seed=1)
+@pytest.mark.parametrize(("before", "now"), [(0, 1), (1, 2), (1, 0)])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_another_number_of_workers_cannot_take_over_a_state(
+    before: int, now: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A state saved with another number of workers is not put back, which is told with both numbers."""
+    stream = BatchStream(DataLoader(Remembering(8), num_workers=before), seed=1)
+    stream.start_epoch(0)
+    next(stream)
+    state = stream.state_dict()
+    stream.close()
     assert not caplog.records
+    resumed = BatchStream(DataLoader(Remembering(8), num_workers=now), seed=1)
+    resumed.start_epoch(0, records=1, batches=1, state=state)
+    assert [batch.tolist() for batch in resumed] == [[number] for number in range(1, 8)]
+    assert len(caplog.records) == 1
+    assert f"saved with num_workers={before}, and with num_workers={now} " in caplog.text
+
+
+def test_the_epoch_is_told_to_a_foreign_loaders_sampler() -> None:
+    """A sampler that heeds the epoch is told it, also when a resume begins in the middle of one."""
+    sampler = PerEpoch(9)
+    stream = BatchStream(torch.utils.data.DataLoader(Numbers(9), batch_size=4, sampler=sampler), seed=1)
+    stream.start_epoch(2, records=4, batches=1)
+    assert sampler.epoch == 2
+    assert sum(map(len, stream)) == 3

@@ -24,75 +24,18 @@ import torch
 from torch import nn
 
 import trainlab
+from tests.training.marks import Marks
 from tests.training.processes import serve
 from trainlab import Batch, Epoch, LRScheduler
+from trainlab.checkpoint import Retention
 from trainlab.distributed import RngState
+from trainlab.storage import faults
 
 RECORDS = 30
 BATCH = 4
 EPOCHS = 3
-PLACES = ("train", "stepped", "counted", "evaluate", "report", "save", "write", "committed", "read")
 
 Mode = LRScheduler.StepMode
-
-
-class Marks:
-    """Notes where the program is; at the place where it is told to, it dies, waits or raises.
-
-    Args:
-        out: the folder of the notes.
-        kill_at: ``place:number``; the first time that the place is passed with at least this number, SIGKILL.
-        pause_at: the same for waiting: it says where it is and goes on at the word 'on'.
-        raise_at: the same for raising.
-    """
-
-    def __init__(self, out: Path, kill_at: str | None, pause_at: str | None, raise_at: str | None) -> None:
-        self._process = os.getpid()
-        self._kill, self._pause, self._raise = map(_place, (kill_at, pause_at, raise_at))
-        self._stop: Any = None
-        self._out = out
-        append = os.O_WRONLY | os.O_APPEND | os.O_CREAT
-        self._trained = os.open(out / "trained", append, 0o644)
-        self._read = os.open(out / "read", append, 0o644)
-        if self._pause is not None:
-            self._told = (out / "told").open("w")
-            self._go = (out / "go").open()
-
-    def watch(self, context: trainlab.TrialContext) -> None:
-        """Say whether this context is asked to stop, where the program waits."""
-        self._stop = context.get_stop_requested
-
-    def trained(self, **facts: Any) -> None:
-        """Note a batch, in one write that a kill cannot tear."""
-        os.write(self._trained, json.dumps(facts).encode() + b"\n")
-
-    def read(self, number: int) -> None:
-        """Note a record that is read, in this process or in a worker."""
-        os.write(self._read, b"%d\n" % number)
-
-    def at(self, place: str, number: int) -> None:
-        """Pass a place."""
-        if _reached(self._kill, place, number):
-            os.kill(self._process, signal.SIGKILL)
-        if _reached(self._raise, place, number):
-            raise ZeroDivisionError("in the user's code")
-        if _reached(self._pause, place, number):
-            self._pause = None
-            word = ""
-            while word != "on":
-                print(place, number, self._stop(), file=self._told, flush=True)
-                word = self._go.readline().strip()
-
-
-def _place(text: str | None) -> tuple[str, int] | None:
-    if text is None:
-        return None
-    place, _, number = text.partition(":")
-    return place, int(number)
-
-
-def _reached(mark: tuple[str, int] | None, place: str, number: int) -> bool:
-    return mark is not None and mark[0] == place and number >= mark[1]
 
 
 def numbers_of(epoch: int) -> list[int]:
@@ -124,7 +67,7 @@ class Records(torch.utils.data.Dataset[Any]):
         self._reads += 1
         if self._marks is not None:
             self._marks.at("read", self._reads)
-            self._marks.read(number)
+            self._marks.note("read", int(number))
         return record(int(number), augmented=self._augmented)
 
 
@@ -148,7 +91,7 @@ class Flow(torch.utils.data.IterableDataset[Any]):
         for number in numbers_of(self.epoch)[share][begin:]:
             self.reads += 1
             self._marks.at("read", self.reads)
-            self._marks.read(number)
+            self._marks.note("read", int(number))
             yield record(number, augmented=self._augmented)
 
 
@@ -250,14 +193,12 @@ class Watcher(trainlab.Callback):
 
     def on_checkpoint_save_start(self, checkpoint: dict[str, Any]) -> None:
         self._draw()  # the state was collected before
+        self._trial.marks.note("begun", self._trial.context.progress.batches_trained)
         self._at("save")
-
-    def on_checkpoint_write_end(self, checkpoint_dir: Path) -> None:
-        self._draw()
-        self._at("write")
 
     def on_checkpoint_upload_end(self, uuid: str) -> None:
         self._draw()
+        self._trial.marks.note("told_durable", Path(uuid).name)
         self._at("committed")
 
     def state_dict(self) -> dict[str, Any]:
@@ -265,6 +206,33 @@ class Watcher(trainlab.Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.drawn, self.counts = state_dict["drawn"], state_dict["counts"]
+
+
+class WriteWatcher(Watcher):
+    """One that looks at the files before they are committed, which makes the training wait for them."""
+
+    def on_checkpoint_write_end(self, checkpoint_dir: Path) -> None:
+        self._draw()
+        self._at("write")
+
+
+class Shadow(trainlab.Callback):
+    """A callback that keeps a running average of the weights in its state."""
+
+    def __init__(self, trial: "ExactTrial") -> None:
+        self._trial = trial
+        self.averages = [Average(model) for model in trial.context.models]
+
+    def on_training_workload_end(self, avg_metrics: dict[str, Any], batch_metrics: list[dict[str, Any]]) -> None:
+        for average in self.averages:
+            average.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"averages": [average.state_dict() for average in self.averages]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for average, state in zip(self.averages, state_dict["averages"], strict=True):
+            average.load_state_dict(state)
 
 
 class ExactTrial(trainlab.Trial):
@@ -277,7 +245,8 @@ class ExactTrial(trainlab.Trial):
         self.workers = next((int(name[-1]) for name in features if name.startswith("workers")), 0)
         marks.watch(context)
         super().__init__(context)
-        self.watcher = Watcher(self)
+        self.watcher = WriteWatcher(self) if "write_end" in features else Watcher(self)
+        self.shadow = Shadow(self)
         if "stateful" in features:
             model = self.models["critic"] if "gan" in features else self.model
             self.average = context.register_stateful("average", Average(model))
@@ -326,7 +295,8 @@ class ExactTrial(trainlab.Trial):
             down = schedulers.CosineAnnealingLR(optimizer, 20)
             return LRScheduler(schedulers.SequentialLR(optimizer, [warm, down], [5]), Mode.STEP_EVERY_BATCH, 2)
         if "steps" in self.features:
-            one_cycle = schedulers.OneCycleLR(optimizer, 0.05, total_steps=100)
+            has_momentum = "lbfgs" not in self.features
+            one_cycle = schedulers.OneCycleLR(optimizer, 0.05, total_steps=100, cycle_momentum=has_momentum)
             return LRScheduler(one_cycle, Mode.STEP_EVERY_OPTIMIZER_STEP)
         if "manual" in self.features:
             return LRScheduler(schedulers.LambdaLR(optimizer, lambda step: 0.95**step), Mode.MANUAL_STEP)
@@ -353,7 +323,7 @@ class ExactTrial(trainlab.Trial):
         return trainlab.DataLoader(Records(None, augmented=False), 16, num_workers=self.workers)
 
     def build_callbacks(self) -> Mapping[str, trainlab.Callback]:
-        return {"watcher": self.watcher}
+        return {"watcher": self.watcher, **({"shadow": self.shadow} if "ema" in self.features else {})}
 
     def get_batch_length(self, batch: Any) -> int:
         if self.context.models and next(iter(self.context.models)).training:
@@ -371,7 +341,7 @@ class ExactTrial(trainlab.Trial):
         if "manual" in self.features and batch_idx % 3 == 0:
             for scheduler in self.context.lr_schedulers:
                 scheduler.step()
-        self.marks.trained(batch=batch_idx, epoch=epoch_idx, numbers=numbers.tolist())
+        self.marks.note("trained", {"batch": batch_idx, "epoch": epoch_idx, "numbers": numbers.tolist()})
         self.marks.at("stepped", batch_idx)
         return metrics
 
@@ -452,11 +422,12 @@ def _found(trial: ExactTrial, result: trainlab.FitResult) -> dict[str, Any]:
         "schedulers": [digest(scheduler.state_dict()) for scheduler in context.lr_schedulers],
         "scaler": None if context.scaler is None else context.scaler.state_dict(),
         "stateful": {name: digest(one.state_dict()) for name, one in context.stateful.items()},
-        "callback": [trial.watcher.drawn, dict(trial.watcher.counts)],
+        "callbacks": [trial.watcher.drawn, dict(trial.watcher.counts), digest(trial.shadow.state_dict())],
         "generators": digest(RngState.capture().state_dict()),
         "progress": result.progress.state_dict(),
         "metrics": result.metrics,
-        "best": result.best_metric,
+        "best": [result.best_metric, result.best_checkpoint and Path(result.best_checkpoint).name],
+        "last": result.last_checkpoint and Path(result.last_checkpoint).name,
     }
 
 
@@ -478,8 +449,10 @@ def _train(options: argparse.Namespace, marks: Marks) -> None:
                 reporting_period=Batch(3),
                 validation_period=Batch(5),
                 checkpoint_period=Batch(options.checkpoint_period),
-                metric="loss",
+                metric="loss" if "best" in features else "drawn" if "lucky" in features else None,
                 latest_checkpoint=context.latest_checkpoint,
+                retention=Retention(keep_every=Batch(7)) if "keep" in features else None,
+                checkpoint_mode=next(iter(features & {"fork", "sync"}), "async"),
             )
         finally:
             after = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
@@ -505,6 +478,7 @@ def main(arguments: list[str]) -> None:
     sys.argv = ["program.py", *arguments]
     logging.basicConfig(format="%(message)s")
     marks = Marks(options.out, options.kill_at, options.pause_at, options.raise_at)
+    faults.hook = marks.at_point
     if options.in_thread:
         thread = threading.Thread(target=_train, args=(options, marks))
         thread.start()

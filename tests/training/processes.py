@@ -2,15 +2,18 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
+_PATIENCE_SECONDS = 60
 
 
 def serve() -> list[str] | None:
@@ -25,10 +28,12 @@ def serve() -> list[str] | None:
             _, status = os.waitpid(request["wait"], 0)
             print(os.waitstatus_to_exitcode(status), flush=True)
             continue
+        alive = os.open(Path(request["out"], "alive"), os.O_WRONLY)
         pid = os.fork()
-        if pid == 0:
+        if pid == 0:  # it keeps `alive` open, and so does what it forks
             _stand_alone(Path(request["out"]))
             return list(request["arguments"])
+        os.close(alive)
         print(pid, flush=True)
     return None
 
@@ -52,11 +57,13 @@ class Process:
         server: who forked it.
         pid: its number, also that of its process group.
         out: the folder of its standard output, standard error and notes.
+        alive: what can be read to its end once neither it nor a process that it forked is left; closed then.
     """
 
-    def __init__(self, server: "Server", pid: int, out: Path) -> None:
+    def __init__(self, server: "Server", pid: int, out: Path, alive: int) -> None:
         self._server = server
         self._words: list[IO[str]] = []
+        self._alive: int | None = alive
         self.pid = pid
         self.out = out
 
@@ -83,10 +90,15 @@ class Process:
         self._server.unfinished.discard(self.pid)
         return status
 
-    def gone(self) -> bool:
-        """Wait until neither it nor a worker holds its line of words any more."""
-        while self.told():
-            pass
+    def gone(self, seconds: float = _PATIENCE_SECONDS) -> bool:
+        """Wait until no process is left, neither it nor one that it forked; False if one is left for so long."""
+        if self._alive is not None:
+            waiting = select.poll()
+            waiting.register(self._alive, select.POLLHUP)
+            if not waiting.poll(1000 * seconds):
+                return False
+            os.close(self._alive)
+            self._alive = None
         return True
 
     @property
@@ -101,11 +113,23 @@ class Process:
 
     def trained(self) -> list[dict[str, Any]]:
         """What it trained, batch by batch: batch, epoch and the numbers of the records."""
-        return [json.loads(line) for line in (self.out / "trained").read_text().splitlines()]
+        return self._noted("trained")
 
     def read(self) -> list[int]:
         """The numbers of the records that were read from its training set, in whatever process."""
-        return [int(line) for line in (self.out / "read").read_text().split()]
+        return self._noted("read")
+
+    def begun(self) -> list[int]:
+        """The batches at which it began to make a checkpoint; the one before was durable then."""
+        return self._noted("begun")
+
+    def told_durable(self) -> list[str]:
+        """The names of the checkpoints that it was told are durable."""
+        return self._noted("told_durable")
+
+    def _noted(self, name: str) -> list[Any]:
+        notes = self.out / name  # of a process that was killed at its very start there are none
+        return [json.loads(line) for line in notes.read_text().splitlines()] if notes.exists() else []
 
 
 class Server:
@@ -147,9 +171,11 @@ class Server:
             for name in ("told", "go"):
                 os.mkfifo(out / name)
             command += ["--pause-at", pause_at]
+        os.mkfifo(out / "alive")
+        alive = os.open(out / "alive", os.O_RDONLY | os.O_NONBLOCK)
         pid = int(self.ask({"arguments": command, "out": str(out)}))
         self.unfinished.add(pid)
-        return Process(self, pid, out)
+        return Process(self, pid, out, alive)
 
     def run(self, run_dir: Path, *arguments: object) -> tuple[Process, int]:
         """Run a process to its end, and return it with its exit status."""
@@ -173,7 +199,14 @@ def serving(module: str, folder: Path) -> Iterator[Server]:
         folder: where the processes' folders are made.
     """
     command: Sequence[str] = [sys.executable, "-m", module, "--serve"]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    pipe = subprocess.PIPE
+    with ExitStack() as closing:
+        # What killed processes leave there, such as the sockets of workers, goes with it.
+        scratch = closing.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+        environment = {**os.environ, "TMPDIR": scratch}
+        process = closing.enter_context(
+            subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=ROOT, env=environment)
+        )
         server = Server(process, folder)
         try:
             yield server

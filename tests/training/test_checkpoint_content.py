@@ -428,7 +428,7 @@ StepLR, ExponentialLR = torch.optim.lr_scheduler.StepLR, torch.optim.lr_schedule
     [
         (LineTrial, TwoTrial, ["models", "'0'", "'body', 'head'"]),
         (LineTrial, Wider, ["model '0'", "weight ([1, 1] instead of [3, 1])", "bias ([1] instead of [3])"]),
-        (LineTrial, Deeper, ["missing: 0.weight, 0.bias, 1.weight, 1.bias", "unknown: bias, weight"]),
+        (LineTrial, Deeper, ["missing: 0.weight, 0.bias, 1.weight, 1.bias", "unknown: weight, bias"]),
         (LineTrial, OtherOptimizer, ["Adam", "SGD"]),
         (LineTrial, OtherGroups, ["1 parameter groups", "has 2"]),
         (LineTrial, NamedOptimizer, ["optimizers", "['0']", "['main']"]),

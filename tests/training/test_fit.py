@@ -11,6 +11,7 @@ from torch import nn
 import trainlab
 from tests.training.trials import LineTrial, weights
 from trainlab import Batch, Epoch
+from trainlab.checkpoint import Retention
 from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError, MetricError
 
 
@@ -63,7 +64,7 @@ def test_what_is_due_is_done_once(
 ) -> None:
     """Reports, validations and checkpoints come exactly where the periods say, and once at the end."""
     context = open_run()
-    trial, result = fit(context, **arguments)
+    trial, result = fit(context, retention=Retention(keep_last=None), **arguments)
     assert [r["batch"] for r in lines(context, "training")] == windows
     assert [r["batch"] for r in lines(context, "validation")] == validations
     assert checkpoints(context) == saved
@@ -116,6 +117,7 @@ def test_best_checkpoint_is_the_best_by_the_metric(open_run: Any) -> None:
         validation_period=Batch(1),
         metric="score",
         smaller_is_better=True,
+        retention=Retention(keep_last=None),
     )
     assert checkpoints(context) == [1, 2, 3, 4]  # 4 because it is the end
     assert result.best_metric == 1.0

@@ -9,8 +9,8 @@ import psutil
 import pytest
 
 import trainlab
+from tests.training.exactness import saved
 from tests.training.processes import Process, Server, serving
-from trainlab.checkpoint import Checkpoint, list_checkpoints
 from trainlab.errors import RunFolderError
 
 BOTH = (signal.SIGTERM, signal.SIGINT)
@@ -21,14 +21,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Where the processes come from."""
     with serving("tests.training.exact_program", tmp_path_factory.mktemp("processes")) as started:
         yield started
-
-
-def saved(run_dir: Path) -> list[int]:
-    """The batches at which there are checkpoints, each of them whole."""
-    folders = list_checkpoints(run_dir / "checkpoints")
-    for folder in folders:
-        Checkpoint.open(folder)
-    return [int(folder.name[len("batch-") :]) for folder in folders]
 
 
 def reported(run_dir: Path) -> list[int]:
@@ -59,7 +51,7 @@ def check_stopped(process: Process, run_dir: Path, number: int, batch: int) -> N
 def test_a_signal_ends_the_run_after_the_batch(server: Server, tmp_path: Path, number: int, group: bool) -> None:
     """SIGTERM or Ctrl-C, also to workers: the batch is finished, reported and saved, the exit status is 128 + n."""
     run_dir = tmp_path / "run"
-    process = server.start(run_dir, "--features", "shuffle,workers2", "--progress", pause_at="train:6")
+    process = server.start(run_dir, "--features", "shuffle,workers2,best", "--progress", pause_at="train:6")
     assert process.told() == "train 6 False"
     process.signal(number, group=group)
     process.go("again")
@@ -100,7 +92,8 @@ def test_a_second_ctrl_c_aborts_at_once(
 ) -> None:
     """A second Ctrl-C ends the run wherever it is; checkpoints are whole or not there, and no worker is left."""
     run_dir = tmp_path / "run"
-    process = server.start(run_dir, "--features", "shuffle,workers2", pause_at=place.replace(" ", ":"))
+    features = ("--features", "shuffle,workers2,best,write_end")
+    process = server.start(run_dir, *features, pause_at=place.replace(" ", ":"))
     assert process.told() == f"{place} False"
     process.signal(signal.SIGINT, group=group)
     process.go("again")
@@ -112,8 +105,28 @@ def test_a_second_ctrl_c_aborts_at_once(
     assert len(list((run_dir / "checkpoints").iterdir())) == len(saved(run_dir))
     assert process.stderr.rstrip().endswith("KeyboardInterrupt")
     assert status_of(run_dir) == "interrupted"
-    resumed, status = server.run(run_dir, "--features", "shuffle,workers2", "--leave-at-once")
+    resumed, status = server.run(run_dir, *features, "--leave-at-once")
     assert status == 0 and resumed.trained()[0]["batch"] == checkpoint
+
+
+@pytest.mark.parametrize("mode", ["async", "fork"])
+def test_a_second_ctrl_c_gives_up_what_is_written_beside_the_training(
+    server: Server, tmp_path: Path, mode: str
+) -> None:
+    """A second Ctrl-C also ends a write beside the training, in a thread or a child, and leaves nothing half done."""
+    run_dir = tmp_path / "run"
+    process = server.start(run_dir, "--features", f"shuffle,{mode}", pause_at="point:file begun:4")
+    assert process.told() == "point:file begun 4 False"
+    process.signal(signal.SIGINT)
+    while "finishing the batch" not in process.stderr:
+        assert not process.gone(seconds=0.01)
+    process.signal(signal.SIGINT)
+    if mode == "async":
+        process.go()  # a thread has to end itself; a child is ended, wherever it is
+    assert process.gone() and process.wait() == -signal.SIGINT
+    assert saved(run_dir) == [4] or (mode == "async" and saved(run_dir) == [4, 8])
+    assert len(list((run_dir / "checkpoints").iterdir())) == len(saved(run_dir))
+    assert status_of(run_dir) == "interrupted"
 
 
 def test_ctrl_c_after_sigterm_stops_once(server: Server, tmp_path: Path) -> None:
@@ -133,14 +146,14 @@ def test_ctrl_c_after_sigterm_stops_once(server: Server, tmp_path: Path) -> None
 def test_a_signal_during_a_validation(server: Server, tmp_path: Path, number: int) -> None:
     """A signal during a validation lets it finish; its metrics are recorded, and a checkpoint holds it."""
     run_dir = tmp_path / "run"
-    process = server.start(run_dir, "--features", "workers2", "--progress", pause_at="evaluate:10")
+    process = server.start(run_dir, "--features", "workers2,best", "--progress", pause_at="evaluate:10")
     assert process.told() == "evaluate 10 False"
     process.signal(number, group=True)
     process.go()
     check_stopped(process, run_dir, number, batch=10)
     records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     assert [r["batch"] for r in records if r["kind"] == "validation"] == [5, 10]
-    resumed, status = server.run(run_dir, "--features", "workers2")
+    resumed, status = server.run(run_dir, "--features", "workers2,best")
     assert status == 0 and resumed.trained()[0]["batch"] == 10
     records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
     assert [r["batch"] for r in records if r["kind"] == "validation"] == [5, 10, 15, 20, 24]
@@ -149,12 +162,28 @@ def test_a_signal_during_a_validation(server: Server, tmp_path: Path, number: in
 def test_a_signal_while_a_checkpoint_is_written(server: Server, tmp_path: Path) -> None:
     """A signal while a checkpoint is written lets it be committed, and no second one is made of the same batch."""
     run_dir = tmp_path / "run"
-    process = server.start(run_dir, "--progress", pause_at="write:8")
+    process = server.start(run_dir, "--features", "write_end", "--progress", pause_at="write:8")
     assert process.told() == "write 8 False"
     process.signal(signal.SIGTERM)
     process.go()
     check_stopped(process, run_dir, signal.SIGTERM, batch=8)
     assert saved(run_dir).count(8) == 1 and len(list((run_dir / "checkpoints").iterdir())) == len(saved(run_dir))
+
+
+@pytest.mark.parametrize("mode", ["async", "fork"])
+def test_a_signal_while_a_checkpoint_is_written_beside_the_training(server: Server, tmp_path: Path, mode: str) -> None:
+    """A signal lets the batch be finished and the checkpoint being written be committed, and makes one of the end."""
+    run_dir = tmp_path / "run"
+    process = server.start(run_dir, "--features", f"shuffle,{mode}", pause_at="point:data durable:2")
+    assert process.told() == "point:data durable 2 False"
+    process.signal(signal.SIGTERM)
+    while "finishing the batch" not in process.stderr:
+        assert not process.gone(seconds=0.01)
+    process.go()
+    assert process.gone() and process.wait() == 128 + signal.SIGTERM
+    assert saved(run_dir)[0] == 8 - 4 * (len(process.trained()) == 8)
+    assert saved(run_dir)[-1] == len(process.trained()) >= 8
+    assert len(list((run_dir / "checkpoints").iterdir())) == len(saved(run_dir))
 
 
 def test_ctrl_c_that_ends_the_reader_of_stderr_too(server: Server, tmp_path: Path) -> None:
@@ -187,7 +216,8 @@ def test_fit_in_another_thread(server: Server, tmp_path: Path) -> None:
 def test_an_error_in_the_users_code(server: Server, tmp_path: Path, place: str, checkpoints: list[int]) -> None:
     """An error of the user's ends the run as it is, its line the last one; earlier checkpoints are whole."""
     run_dir = tmp_path / "run"
-    process, status = server.run(run_dir, "--features", "shuffle,workers2", "--raise-at", place)
+    features = "shuffle,workers2,best,write_end" if place.startswith("write") else "shuffle,workers2,best"
+    process, status = server.run(run_dir, "--features", features, "--raise-at", place)
     assert status == 1
     assert process.stderr.rstrip().splitlines()[-1] == "ZeroDivisionError: in the user's code"
     assert "During handling" not in process.stderr and "direct cause" not in process.stderr
@@ -195,14 +225,14 @@ def test_an_error_in_the_users_code(server: Server, tmp_path: Path, place: str, 
     assert len(list((run_dir / "checkpoints").iterdir())) == len(checkpoints)
     assert status_of(run_dir) == "failed"
     assert (process.out / "handlers").read_text() == "True"
-    resumed, status = server.run(run_dir, "--features", "shuffle,workers2")
+    resumed, status = server.run(run_dir, "--features", features)
     assert status == 0 and resumed.trained()[0]["batch"] == checkpoints[-1]
 
 
 def test_an_error_in_a_worker(server: Server, tmp_path: Path) -> None:
     """An error of the data set in a worker names itself; no worker is left, and the checkpoints are whole."""
     run_dir = tmp_path / "run"
-    process, status = server.run(run_dir, "--features", "workers2", "--raise-at", "read:14")
+    process, status = server.run(run_dir, "--features", "workers2,best", "--raise-at", "read:14")
     assert status == 1 and "ZeroDivisionError: in the user's code" in process.stderr
     assert saved(run_dir) and status_of(run_dir) == "failed"
 
@@ -210,20 +240,20 @@ def test_an_error_in_a_worker(server: Server, tmp_path: Path) -> None:
 def test_a_worker_that_is_killed(server: Server, tmp_path: Path) -> None:
     """A worker that is killed, as when memory runs out, ends the run with an error, and nothing is left."""
     run_dir = tmp_path / "run"
-    process = server.start(run_dir, "--features", "shuffle,workers2", pause_at="train:8")
+    process = server.start(run_dir, "--features", "shuffle,workers2,best", pause_at="train:8")
     assert process.told() == "train 8 False"
     worker = psutil.Process(process.pid).children()[0]
     worker.kill()
     process.go()
     assert process.gone() and process.wait() == 1
     assert "Traceback" in process.stderr
-    assert saved(run_dir)[:3] == [4, 5, 8] and status_of(run_dir) == "failed"
+    assert 8 in saved(run_dir) and status_of(run_dir) == "failed"
 
 
 def test_no_worker_is_left_after_an_error(server: Server, tmp_path: Path) -> None:
     """After an error in train_batch nothing of the run is alive, workers included."""
     process = server.start(
-        tmp_path / "run", "--features", "shuffle,workers2", "--raise-at", "train:6", pause_at="train:2"
+        tmp_path / "run", "--features", "shuffle,workers2,best", "--raise-at", "train:6", pause_at="train:2"
     )
     assert process.told() == "train 2 False"
     process.go()
@@ -234,9 +264,9 @@ def test_no_worker_is_left_after_an_error(server: Server, tmp_path: Path) -> Non
 def test_a_second_process_is_told_who_holds_the_run(server: Server, tmp_path: Path) -> None:
     """While a run is alive its folder is refused, by number of its process; once it is killed the folder is free."""
     run_dir = tmp_path / "run"
-    process = server.start(run_dir, "--features", "shuffle,workers2", pause_at="train:6")
+    process = server.start(run_dir, "--features", "shuffle,workers2,best", pause_at="train:6")
     assert process.told() == "train 6 False"
-    second, status = server.run(run_dir, "--features", "shuffle,workers2")
+    second, status = server.run(run_dir, "--features", "shuffle,workers2,best")
     assert status == 1 and "RunFolderError" in second.stderr and str(process.pid) in second.stderr
     with pytest.raises(RunFolderError, match=str(process.pid)):
         trainlab.init(run_dir=run_dir, device="cpu", progress=False)

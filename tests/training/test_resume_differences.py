@@ -13,7 +13,8 @@ import trainlab
 from tests.training.checkpoint_runs import Wider, newest, run
 from tests.training.trials import LineTrial, weights
 from trainlab import Batch, Epoch
-from trainlab.checkpoint import Checkpoint, encode, write_checkpoint
+from tests.checkpoint.writing import write_checkpoint
+from trainlab.checkpoint import Checkpoint, encode
 from trainlab.errors import CheckpointError, CheckpointMismatchError, InvalidStateError, MetricError
 
 
@@ -158,6 +159,11 @@ WRONG_STATES = {
     "a number for a scheduler": instead("lr_schedulers_state_dict", [1]),
     "a stream without its source": lambda state: state["stream"].pop("source"),
     "an empty recording": instead("recording", {}),
+    "sizes that are none": lambda state: state["recording"].update(files={"metrics.jsonl": "long"}),
+    "generators of another kind": lambda state: state["rng_state"].update(cpu=torch.zeros(3)),
+    "generators without a part": lambda state: state["rng_state"].pop("numpy"),
+    "gradients of another shape": instead("gradients", [{"weight": torch.zeros(7, 7)}]),
+    "gradients that are none": instead("gradients", [{"weight": "steep"}]),
 }
 
 
@@ -172,7 +178,7 @@ def rewritten(change: Any = None, *, tree: Any = None) -> Path:
         if tree is not None:
             (folder / "state.json").write_text(json.dumps(encode(tree)[0]))
 
-    details = {"progress": {}, "trial_class": good.trial_class, "hparams": None, "exp_conf": None, "versions": {}}
+    details = {"progress": good.progress, "trial_class": good.trial_class}
     return write_checkpoint(
         Path("elsewhere"),
         batches_trained=6,
@@ -185,13 +191,12 @@ def rewritten(change: Any = None, *, tree: Any = None) -> Path:
 
 @pytest.mark.parametrize("wrong", WRONG_STATES)
 def test_a_state_that_lacks_parts_is_a_checkpoint_error(open_run: Any, wrong: str) -> None:
-    """A checkpoint that is intact and holds the wrong things is told of as such, with its path, and nothing breaks."""
+    """A checkpoint that is intact and holds the wrong things is told of as such; its weights alone can be read."""
     run(open_run)
     path = rewritten(WRONG_STATES[wrong])
     with pytest.raises(CheckpointError):
         fit(open_run, LineTrial, 8, run_dir="new", start=path)
-    with pytest.raises(CheckpointError):
-        trainlab.load_trial_from_checkpoint_path(path, LineTrial)
+    trainlab.load_trial_from_checkpoint_path(path, LineTrial)
 
 
 @pytest.mark.parametrize("tree", [[1, 2], "state", None], ids=["list", "text", "the original"])
@@ -205,8 +210,6 @@ def test_a_state_that_is_no_dict_is_a_checkpoint_error(open_run: Any, tree: Any)
         return
     with pytest.raises(CheckpointError, match="elsewhere"):
         fit(open_run, LineTrial, 8, run_dir="new", start=path)
-    with pytest.raises(CheckpointError, match="elsewhere"):
-        trainlab.load_trial_from_checkpoint_path(path, LineTrial)
 
 
 def test_another_runs_checkpoint_is_not_mixed_with_ones_own(open_run: Any) -> None:
@@ -322,7 +325,7 @@ def test_a_resume_that_cannot_be_exact_says_why(
     fit(open_run, LineTrial, 3, seed=3)
     assert not [r for r in caplog.records if "goes on otherwise" in r.message]
     fit(open_run, trial_class, 8, **arguments)
-    found = [r for r in caplog.records if "goes on otherwise" in r.message]
+    found = [r for r in caplog.records if "goes on otherwise" in r.message and "Trial class" not in r.message]
     assert len(found) == 1 and found[0].levelno == logging.WARNING and named in found[0].message
 
 
@@ -332,7 +335,7 @@ def test_every_difference_is_named(open_run: Any, caplog: pytest.LogCaptureFixtu
     fit(open_run, LineTrial, 6)
     assert not [r for r in caplog.records if "goes on otherwise" in r.message]
     fit(open_run, ShorterTrial, 9, seed=4, aggregation_frequency=2)
-    assert len([r for r in caplog.records if "goes on otherwise" in r.message]) == 3
+    assert len([r for r in caplog.records if "goes on otherwise" in r.message]) == 4
 
 
 @pytest.mark.parametrize("trial_class", [ShorterTrial, ShorterInOrder])

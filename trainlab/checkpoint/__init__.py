@@ -1,18 +1,36 @@
 """Checkpoints: a folder with a manifest, written last; weights in safetensors, the rest as data."""
 
-from trainlab.checkpoint.layout import allot, list_checkpoints, remove_rubbish
-from trainlab.checkpoint.reader import Checkpoint, latest_checkpoint, match_keys
+from trainlab.checkpoint.background import MODES, CheckpointWriter, SaveMode, Write
+from trainlab.checkpoint.classes import classes_in, register_class
+from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints, remove_rubbish
+from trainlab.checkpoint.matching import match_keys
+from trainlab.checkpoint.reader import Checkpoint, latest_checkpoint
+from trainlab.checkpoint.retention import Entry, Retention
+from trainlab.checkpoint.simple import load_checkpoint, save_checkpoint
+from trainlab.checkpoint.snapshot import Snapshot
 from trainlab.checkpoint.tree import decode, encode
-from trainlab.checkpoint.writer import write_checkpoint
+from trainlab.checkpoint.warm_start import LoadedKeys, load_weights
 
 __all__ = [
+    "MODES",
     "Checkpoint",
-    "allot",
+    "CheckpointWriter",
+    "Entry",
+    "LoadedKeys",
+    "Retention",
+    "SaveMode",
+    "Snapshot",
+    "Write",
+    "checkpoint_name",
+    "classes_in",
     "decode",
     "encode",
     "latest_checkpoint",
     "list_checkpoints",
+    "load_checkpoint",
+    "load_weights",
     "match_keys",
+    "register_class",
     "remove_rubbish",
-    "write_checkpoint",
+    "save_checkpoint",
 ]

@@ -1,213 +1,168 @@
-"""Where things are in a folder of checkpoints, and the form of a manifest."""
+"""Where things are in a folder of checkpoints."""
 
-import contextlib
-import hashlib
-import json
 import logging
+import math
+import os
 import re
-import shutil
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 
-from trainlab.errors import CheckpointError
+from trainlab.checkpoint.manifest import (
+    FORMAT,
+    FORMAT_VERSION,
+    LARGEST_MANIFEST,
+    MANIFEST,
+    STATE_STRUCTURE,
+    STATE_TENSORS,
+    is_inside,
+    read_sequence,
+)
+from trainlab.errors import CheckpointError, CheckpointNotFoundError, StorageError
+from trainlab.storage import Store, reached
 
 __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
+    "LARGEST_MANIFEST",
     "MANIFEST",
     "STATE_STRUCTURE",
     "STATE_TENSORS",
-    "allot",
+    "checkpoint_name",
     "is_inside",
     "list_checkpoints",
-    "next_sequence",
-    "parse_json",
-    "remove_folder",
     "remove_rubbish",
-    "render_manifest",
+    "split_location",
 ]
 
-FORMAT = "trainlab-checkpoint"
-FORMAT_VERSION = 1
-MANIFEST = "manifest.json"
-STATE_STRUCTURE = "state.json"
-STATE_TENSORS = "state.safetensors"
-
 _NAME = re.compile(r"batch-[0-9]{7,}(\.[0-9]+)?")
-_SEQUENCE = re.compile(rb'"sequence": ?([0-9]{1,18})\b')
 
 _logger = logging.getLogger("trainlab.checkpoint")
 
 
-def allot(root: Path, batches_trained: int) -> Path:
-    """The folder that the next checkpoint written gets.
+def checkpoint_name(batches_trained: int, taken: Container[str]) -> str:
+    """The name of the next checkpoint's folder.
 
     Args:
-        root: The folder of the checkpoints.
         batches_trained: How many batches were trained.
+        taken: The names that are in use.
 
     Returns:
-        ``<root>/batch-0000500``, or ``batch-0000500.1`` and so on where something has that name. It is not made.
+        ``batch-0000500``, or ``batch-0000500.1`` and so on where that is taken.
     """
-    folder = root / f"batch-{batches_trained:07d}"
+    wanted = name = f"batch-{batches_trained:07d}"
     number = 0
-    while folder.exists() or folder.is_symlink():
+    while name in taken:
         number += 1
-        folder = root / f"batch-{batches_trained:07d}.{number}"
-    return folder
+        name = f"{wanted}.{number}"
+    return name
 
 
-def list_checkpoints(root: Path) -> list[Path]:
-    """All folders in ``root`` that have a manifest, damaged ones too.
+def list_checkpoints(store: Store) -> list[str]:
+    """All folders that are named like a checkpoint and have a manifest, damaged ones too.
 
     Args:
-        root: The folder of the checkpoints; it need not exist.
+        store: The folder of the checkpoints; it need not exist.
 
     Returns:
-        The folders in the order in which they were written.
+        Their names, in the order in which they were written. One with a damaged manifest, which does not tell, counts
+        as the newest, so that it is seen and reported.
 
     Raises:
-        CheckpointError: ``root`` cannot be read.
+        CheckpointError: ``store`` cannot be read.
     """
-    folders = [folder for folder in _entries(root) if (folder / MANIFEST).is_file()]
-    return sorted(folders, key=lambda folder: (_sequence(folder), folder.name))
+    found = []
+    with _explained(store):
+        for name in filter(_NAME.fullmatch, store.folders()):
+            try:
+                found.append((_sequence(store, name), name))
+            except FileNotFoundError:
+                continue
+    return [name for _, name in sorted(found)]
 
 
-def next_sequence(root: Path) -> int:
-    """The sequence number for a new checkpoint.
-
-    Args:
-        root: The folder of the checkpoints.
-
-    Returns:
-        One more than the greatest in ``root``, at least 1.
-    """
-    known = [_sequence(folder) for folder in list_checkpoints(root)]
-    return 1 + max((int(sequence) for sequence in known if sequence != _UNKNOWN), default=0)
-
-
-def remove_rubbish(root: Path) -> list[Path]:
+def remove_rubbish(store: Store) -> list[str]:
     """Remove what writers that were killed left behind. Call it only while no other process writes here.
 
     Args:
-        root: The folder of the checkpoints; it need not exist.
+        store: The folder of the checkpoints; it need not exist.
 
     Returns:
-        The folders removed: those that are named like a checkpoint and have no manifest.
+        The names of the folders removed: those that are named like a checkpoint and have no manifest.
 
     Raises:
-        CheckpointError: ``root`` cannot be read, or rubbish not be removed.
+        CheckpointError: ``store`` cannot be read, or rubbish not be removed.
     """
     removed = []
-    for folder in _entries(root):
-        if _NAME.fullmatch(folder.name) and not (folder / MANIFEST).exists():
-            try:
-                shutil.rmtree(folder)
-            except OSError as error:
-                raise CheckpointError(
-                    f"A half-written checkpoint cannot be removed: {error.strerror or error}. Received: {folder}. "
-                    "Remove it by hand."
-                ) from error
-            _logger.info("Removed %s, a checkpoint that was never finished.", folder)
-            removed.append(folder)
+    with _explained(store):
+        names = [name for name in store.folders() if _NAME.fullmatch(name) and not _has_manifest(store, name)]
+    for name in names:
+        try:
+            store.remove_folder(name)
+        except OSError as error:
+            raise CheckpointError(
+                f"A checkpoint that was never finished cannot be removed: {error.strerror or error}. "
+                f"Received: {store.location(name)}. Remove it by hand."
+            ) from error
+        _logger.warning(
+            "Removed %s, a checkpoint that was never finished, or has lost its %s.", store.location(name), MANIFEST
+        )
+        removed.append(name)
+        reached("rubbish removed")
     return removed
 
 
-def remove_folder(folder: Path) -> None:
-    """Remove a checkpoint, so that a crash in the middle leaves rubbish and no damaged checkpoint.
+def split_location(path: str | os.PathLike[str]) -> tuple[str, str]:
+    """Split the path or URL of a checkpoint.
 
     Args:
-        folder: The checkpoint; it need not exist.
-    """
-    with contextlib.suppress(FileNotFoundError):
-        (folder / MANIFEST).unlink()
-    if folder.exists():
-        shutil.rmtree(folder)
-
-
-def render_manifest(content: dict[str, Any]) -> bytes:
-    """The bytes of a manifest: JSON with an indent of 1, its last member the checksum of the rest rendered likewise.
-
-    Args:
-        content: The manifest without ``manifest_sha256``.
+        path: A path (``~`` is the home folder) or a URL. A link to a checkpoint, such as one called ``best``, is
+            followed.
 
     Returns:
-        The file's content. There is no other way to write the same manifest, so every changed byte shows.
-    """
-    digest = hashlib.sha256(_render(content)).hexdigest()
-    return _render({**content, "manifest_sha256": digest})
-
-
-def is_inside(name: str) -> bool:
-    """Whether a manifest may list a file under this name.
-
-    Args:
-        name: A path with ``/``.
-
-    Returns:
-        True if it is relative, in its shortest form, UTF-8, without ``..`` and not the manifest itself.
-    """
-    parts = PurePosixPath(name).parts
-    is_shortest = bool(parts) and "/".join(parts) == name and ".." not in parts and parts[0] != "/"
-    is_portable = not any(character in "\\\0" or "\ud800" <= character <= "\udfff" for character in name)
-    return is_shortest and is_portable and name != MANIFEST
-
-
-def parse_json(data: bytes) -> Any:
-    """Read JSON as the standard has it: no key twice, no NaN.
-
-    Args:
-        data: UTF-8.
-
-    Returns:
-        The value.
+        The place of the store that it is in, and its name there.
 
     Raises:
-        ValueError: It is no such JSON, or nested too deep.
+        CheckpointNotFoundError: It is the top of a file system.
     """
+    text = os.fspath(path)
+    if "://" in text:
+        parent, _, name = text.rstrip("/").rpartition("/")
+        return (f"{parent}/" if parent.endswith(":/") else parent), name
+    folder = os.path.abspath(os.path.expanduser(text))
+    parent, name = os.path.split(os.path.realpath(folder) if os.path.islink(folder) else folder)
+    if not name:
+        raise CheckpointNotFoundError(f"There is no checkpoint at the top of a file system. Received: {folder}.")
+    return parent, name
+
+
+def _sequence(store: Store, name: str) -> float:
     try:
-        return json.loads(data.decode(), object_pairs_hook=_distinct, parse_constant=_no_constant)
-    except RecursionError:
-        raise ValueError("it is nested too deep") from None
-
-
-def _render(content: dict[str, Any]) -> bytes:
-    return json.dumps(content, indent=1, allow_nan=False).encode() + b"\n"
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
-        raise ValueError("an object has a key twice")
-    return made
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _entries(root: Path) -> list[Path]:
-    try:
-        return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink())
+        sequence = read_sequence(store.read(f"{name}/{MANIFEST}", LARGEST_MANIFEST))
     except FileNotFoundError:
-        return []
+        raise
+    except OSError:  # a file that cannot be read, or is none: whoever opens the checkpoint is told
+        return math.inf
+    return math.inf if sequence is None else sequence
+
+
+def _has_manifest(store: Store, name: str) -> bool:
+    try:
+        store.size(f"{name}/{MANIFEST}")
+    except FileNotFoundError:
+        return False
+    except StorageError:
+        if not store.is_local:
+            raise
+        return True  # a link or a device: not what a writer leaves
+    return True
+
+
+@contextmanager
+def _explained(store: Store) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise CheckpointError(
-            f"The folder of checkpoints cannot be read: {error.strerror or error}. Received: {root}. "
+            f"The folder of checkpoints cannot be read: {error.strerror or error}. Received: {store.url}. "
             "Pass a folder that can be read."
         ) from error
-
-
-_UNKNOWN = float("inf")
-
-
-def _sequence(folder: Path) -> float:
-    """The number by which "newest" is decided; that of a damaged manifest too, as far as it can be made out.
-
-    One that cannot be made out counts as newest, so that it is seen and reported.
-    """
-    try:
-        found = _SEQUENCE.search((folder / MANIFEST).read_bytes())
-    except OSError:
-        return _UNKNOWN
-    return int(found[1]) if found else _UNKNOWN

@@ -1,72 +1,95 @@
 """Reading a checkpoint: nothing is believed before it is checked, and nothing in it is ever executed."""
 
+import errno
 import logging
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 
-from trainlab.checkpoint.layout import (
-    FORMAT,
-    FORMAT_VERSION,
-    MANIFEST,
-    is_inside,
-    list_checkpoints,
-    parse_json,
-    render_manifest,
-)
+from trainlab.checkpoint.absence import absence
+from trainlab.checkpoint.json_text import parse_json
+from trainlab.checkpoint.layout import list_checkpoints, split_location
+from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, FileEntry, Manifest, damaged, read_manifest
+from trainlab.checkpoint.matching import shown
+from trainlab.checkpoint.tensor_file import read_tensors
 from trainlab.checkpoint.tree import decode
-from trainlab.checkpoint.weights import read_tensors
-from trainlab.checkpoint.writer import file_sha256
 from trainlab.errors import (
     CheckpointDamagedError,
     CheckpointError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+    StorageError,
 )
+from trainlab.storage import Checksum, Store, open_store
 
-__all__ = ["Checkpoint", "latest_checkpoint", "match_keys"]
+__all__ = ["Checkpoint", "latest_checkpoint"]
 
-_LARGEST_MANIFEST = 64 * 2**20
-_SHOWN = 20
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+_READ_BYTES = 2**20
+# What opening a link in a circle, a socket and a device without a driver gives.
+_NO_FILE = {errno.ELOOP, errno.ENXIO, errno.ENODEV}
+_Read = TypeVar("_Read")
 _logger = logging.getLogger("trainlab.checkpoint")
 
 
 class Checkpoint:
-    """A checkpoint that was opened, and so found whole. Made by ``Checkpoint.open``.
+    """A checkpoint that was opened. Made by ``Checkpoint.open``.
+
+    Until it is closed, or is no longer used, no run of this machine removes it (in an object store: this process).
+    It is a context manager, which closes it.
 
     Attributes:
-        path: Its folder.
+        path: Its folder: a path, or the text of a URL.
+        name: The folder's name.
         sequence: Its number among those of its folder; a later one has a greater one.
+        created: When it was written, a date and time of ISO 8601.
         progress: The run's counters.
         trial_class: The Trial's class, as ``module:Name``.
         hparams: The hyperparameters.
         exp_conf: The experiment's configuration.
         versions: The versions of what wrote it, by name.
+        models: The names of the models whose weights it holds, by role.
+        files: Size and checksum of each of its files but the manifest, by name.
+        size: The bytes of all of them.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        self.path = path
-        self.sequence: int = manifest["sequence"]
-        self.trial_class: str = manifest["trial_class"]
-        self.progress: dict[str, Any] = decode(manifest["progress"], {})
-        self.hparams: Any = decode(manifest["hparams"], {})
-        self.exp_conf: Any = decode(manifest["exp_conf"], {})
-        self.versions: dict[str, Any] = decode(manifest["versions"], {})
-        self._weights: dict[str, dict[str, str]] = manifest["weights"]
-        self._state: dict[str, str] = manifest["state"]
+    def __init__(self, store: Store, name: str, manifest: Manifest, release: Callable[[], None]) -> None:
+        self.path = store.location(name)
+        self.name = name
+        self.sequence = manifest.sequence
+        self.created = manifest.created
+        self.trial_class = manifest.trial_class
+        self.models = {role: list(models) for role, models in manifest.weights.items()}
+        self.files = manifest.files
+        self.size = sum(entry.size for entry in manifest.files.values())
+        self.progress: dict[str, Any] = self._told(manifest.progress, dict)
+        self.hparams: Any = self._told(manifest.hparams)
+        self.exp_conf: Any = self._told(manifest.exp_conf)
+        self.versions: dict[str, Any] = self._told(manifest.versions, dict)
+        self._weights = manifest.weights
+        self._state = manifest.state
+        self._store = store
+        self._release = release
+        self._verified: set[str] = set()
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], *, verify: bool = True) -> "Checkpoint":
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        verify: bool = True,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> "Checkpoint":
         """Open a checkpoint.
 
         Args:
-            path: Its folder.
-            verify: Compare every file with its checksum; default True. Names and sizes are always checked.
+            path: Its folder, or its URL such as ``s3://bucket/run/checkpoints/batch-0000500``.
+            verify: Compare every file with its checksum; default True. Names and sizes are always checked, and what
+                is read later is compared when it is read.
+            storage_options: For the file system of a URL, as fsspec takes them; default none.
 
         Returns:
             The checkpoint.
@@ -76,240 +99,270 @@ class Checkpoint:
             CheckpointDamagedError: A file of it is missing or changed.
             CheckpointError: What is there is not one of trainlab's, or cannot be read.
         """
-        folder = Path(path).expanduser()
+        parent, name = split_location(path)
+        store = open_store(parent, storage_options)
         try:
-            _require_manifest(folder)
-            manifest = _read_manifest(folder)
-            for name, entry in manifest["files"].items():
-                _check_file(folder, name, entry, verify)
-            return cls(folder, manifest)
-        except CheckpointError:
-            raise
-        except OSError as error:
-            raise CheckpointError(
-                f"The checkpoint {folder} cannot be read: {error.strerror or error}. Make it readable."
-            ) from error
+            return cls.open_in(store, name, verify=verify)
+        except CheckpointNotFoundError as error:
+            with _readable(str(store.location(name))):
+                raise absence(store, name, storage_options) from error
 
-    def weights(self, role: str = "model") -> dict[str, dict[str, torch.Tensor]]:
-        """Read weights.
+    @classmethod
+    def open_in(cls, store: Store, name: str, *, verify: bool = True) -> "Checkpoint":
+        """Open a checkpoint of a store.
+
+        Args:
+            store: The folder of the checkpoints.
+            name: Its folder's name.
+            verify: As for ``open``.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            CheckpointNotFoundError: There is none of this name.
+            CheckpointDamagedError: A file of it is missing or changed.
+            CheckpointError: It is not one of trainlab's, or cannot be read.
+        """
+        where = str(store.location(name))
+        with _readable(where), _of_file(store, where, MANIFEST):
+            try:
+                release = store.hold(name, MANIFEST)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise CheckpointNotFoundError(f"There is no checkpoint. Received: {where}.") from error
+            try:
+                try:
+                    data = store.read(f"{name}/{MANIFEST}", LARGEST_MANIFEST)
+                except FileNotFoundError as error:
+                    raise CheckpointNotFoundError(f"The checkpoint was removed. Received: {where}.") from error
+                checkpoint = cls(store, name, read_manifest(data, where), release)
+                checkpoint._check_files()
+                if verify:
+                    checkpoint.verify()
+            except BaseException:
+                release()
+                raise
+        return checkpoint
+
+    def weights(self, role: str = "model", names: Collection[str] | None = None) -> dict[str, dict[str, torch.Tensor]]:
+        """Read weights. The files are compared with their checksums on the way.
 
         Args:
             role: Which; default "model".
+            names: The models' names. Default: all, see ``models``.
 
         Returns:
             State dicts by the models' names, on the CPU. Tied tensors are tied again.
 
         Raises:
-            CheckpointMismatchError: The checkpoint holds no weights of this role.
-            CheckpointDamagedError: A file cannot be read.
+            CheckpointMismatchError: The checkpoint holds no weights of this role, or of such a name.
+            CheckpointDamagedError: A file is not what was written.
+            CheckpointError: A file cannot be read.
         """
         if role not in self._weights:
             raise CheckpointMismatchError(
                 f"The checkpoint {self.path} holds no weights of this role. Received: {role!r}. "
                 f"It holds: {', '.join(map(repr, self._weights)) or 'none'}."
             )
-        return {name: read_tensors(self.path / file) for name, file in self._weights[role].items()}
+        files = self._weights[role]
+        unknown = [name for name in names or () if name not in files]
+        if unknown:
+            raise CheckpointMismatchError(
+                f"The checkpoint {self.path} holds no {role} of this name. Received: {unknown[0]!r}. "
+                f"It holds: {', '.join(map(repr, files)) or 'none'}."
+            )
+        return {name: self._read_tensors(file) for name, file in files.items() if names is None or name in names}
 
-    def state(self) -> Any:
-        """Read everything else that was saved.
+    def state(self, classes: Mapping[str, type] | None = None) -> Any:
+        """Read everything else that was saved. The files are compared with their checksums on the way.
+
+        Args:
+            classes: The enums, named tuples and dataclasses that it may hold, see ``decode``. Default: those that are
+                registered.
 
         Returns:
-            The tree that was given to ``write_checkpoint``, its tensors on the CPU.
+            The tree that was saved, its tensors on the CPU.
 
         Raises:
-            CheckpointDamagedError: A file cannot be read.
+            CheckpointDamagedError: A file is not what was written.
+            CheckpointError: A file cannot be read, or holds something of a class that is not known.
         """
-        structure = self.path / self._state["structure"]
-        try:
-            content = parse_json(structure.read_bytes())
-        except (OSError, ValueError) as error:
-            raise _damaged(self.path, structure.name, str(error)) from error
-        return decode(content, read_tensors(self.path / self._state["tensors"]))
+        structure, tensors = self._state["structure"], self._state["tensors"]
+        content = self._read(structure, _read_content)
+        with _readable(str(self.path)):
+            try:
+                parsed = parse_json(content)
+            except ValueError as error:
+                raise damaged(str(self.path), structure, str(error)) from error
+            return self._decoded(parsed, self._read_tensors(tensors), classes)
+
+    def verify(self) -> None:
+        """Compare every file with its checksum, except for those that were compared when they were read.
+
+        Raises:
+            CheckpointDamagedError: A file is not what was written.
+            CheckpointError: A file cannot be read.
+        """
+        for name in self.files:
+            if name not in self._verified:
+                self._read(name, _read_through)
+
+    def close(self) -> None:
+        """Let the checkpoint be removed again. What was read stays."""
+        self._release()
+
+    def __enter__(self) -> "Checkpoint":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def __repr__(self) -> str:
         return f"Checkpoint({str(self.path)!r})"
 
+    def _told(self, encoded: Any, kind: type = object) -> Any:
+        decoded = self._decoded(encoded, {}, None)
+        if not isinstance(decoded, kind):
+            raise damaged(str(self.path), MANIFEST, f"it tells a {type(decoded).__name__} and no {kind.__name__}")
+        return decoded
 
-def latest_checkpoint(root: Path) -> Path | None:
+    def _decoded(self, encoded: Any, tensors: Mapping[str, torch.Tensor], classes: Mapping[str, type] | None) -> Any:
+        try:
+            return decode(encoded, tensors) if classes is None else decode(encoded, tensors, classes)
+        except CheckpointError as error:
+            raise type(error)(f"The checkpoint {self.path}: {error}") from error
+
+    def _check_files(self) -> None:
+        """Compare names and sizes with the manifest."""
+        where = str(self.path)
+        with _of_file(self._store, where, "its folder"):
+            found = self._store.files(self.name)
+        for name, entry in self.files.items():
+            if name not in found:
+                raise damaged(where, name, "it is missing")
+            if found[name] != entry.size:
+                raise damaged(where, name, f"it has {found[name]} bytes instead of {entry.size}")
+        strangers = sorted(found.keys() - self.files.keys() - {MANIFEST})
+        if strangers:
+            _logger.warning("The checkpoint %s has files that are not part of it: %s.", where, shown(strangers))
+
+    def _read_tensors(self, name: str) -> dict[str, torch.Tensor]:
+        return self._read(
+            name, lambda file, entry, where: read_tensors(file, size=entry.size, checksum=entry.checksum, name=where)
+        )
+
+    def _read(self, name: str, read: Callable[[BinaryIO, FileEntry, str], _Read]) -> _Read:
+        entry, file, where = self.files[name], f"{self.name}/{name}", str(self.path)
+        with _readable(where), _of_file(self._store, where, name):
+            try:
+                with self._store.open(file, size=entry.size, checksum=entry.checksum) as opened:
+                    result = read(opened, entry, f"{where}/{name}")
+            except CheckpointDamagedError:
+                if self._store.is_local:
+                    raise
+                # It may be the copy in the cache that is damaged.
+                self._store.forget(file, entry.checksum)
+                with self._store.open(file, size=entry.size, checksum=entry.checksum) as opened:
+                    result = read(opened, entry, f"{where}/{name}")
+        self._verified.add(name)
+        return result
+
+
+def latest_checkpoint(
+    place: Store | str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None
+) -> Path | str | None:
     """The newest checkpoint that is whole; damaged ones are reported as errors in the log and passed over.
 
     Args:
-        root: The folder of the checkpoints; it need not exist.
+        place: The folder of the checkpoints, a path or a URL; it need not exist.
+        storage_options: For the file system of a URL, as fsspec takes them; default none.
 
     Returns:
-        Its folder; None if there is none.
+        Its path, or URL; None if there is none, or none that is whole.
 
     Raises:
-        CheckpointError: ``root`` cannot be read.
+        CheckpointError: ``place`` cannot be read; or none is whole, and of one that cannot be told: it cannot be read,
+            or is of a later format version.
     """
+    store = open_store(place, storage_options) if isinstance(place, (str, os.PathLike)) else place
     passed_over: list[CheckpointError] = []
     found = None
-    for folder in reversed(list_checkpoints(root)):
+    for name in reversed(list_checkpoints(store)):
         try:
-            Checkpoint.open(folder)
+            Checkpoint.open_in(store, name).close()
+        except CheckpointNotFoundError as error:
+            _logger.info("A checkpoint was removed while the newest was looked for. %s", error)
         except CheckpointError as error:
             passed_over.append(error)
         else:
-            found = folder
+            found = store.location(name)
             break
-    instead = f"{found} is used instead" if found else f"there is no other one in {root}"
+    instead = f"{found} is used instead" if found else f"there is no other one in {store.url}"
     for reason in passed_over:
         _logger.error("A checkpoint is passed over, and %s. %s", instead, reason)
+    uncertain = [reason for reason in passed_over if not isinstance(reason, CheckpointDamagedError)]
+    if found is None and uncertain:
+        raise uncertain[0]
     return found
 
 
-def match_keys(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str) -> None:
-    """Check that a state dict has the keys and shapes that are wanted.
-
-    Args:
-        expected: The state dict of the object that is to be loaded.
-        found: The one from the checkpoint.
-        what: What is loaded, for the message, such as ``model 'net'``.
-
-    Raises:
-        CheckpointMismatchError: Keys are missing, unknown or of another shape; it lists them.
-    """
-    missing = [key for key in expected if key not in found]
-    unknown = [key for key in found if key not in expected]
-    misshapen = [
-        f"{key} ({list(found[key].shape)} instead of {list(expected[key].shape)})"
-        for key in expected
-        if key in found and found[key].shape != expected[key].shape
-    ]
-    groups = {"missing": missing, "unknown": unknown, "of another shape": misshapen}
-    differences = [f"{kind}: {_shown(keys)}" for kind, keys in groups.items() if keys]
-    if differences:
-        raise CheckpointMismatchError(
-            f"The checkpoint does not fit {what}. In the checkpoint, keys are {'; '.join(differences)}. "
-            "Build the model as it was when the checkpoint was written, or load another checkpoint."
-        )
-
-
-def _shown(keys: list[str]) -> str:
-    rest = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    return ", ".join(keys[:_SHOWN]) + rest
-
-
-def _require_manifest(folder: Path) -> None:
-    if (folder / MANIFEST).is_file():
-        return
-    if folder.is_file():
-        raise CheckpointError(
-            f"This is a file and not a trainlab checkpoint, which is a folder with a {MANIFEST}. Received: {folder}. "
-            "Files of torch.save are not read, for reading them can run code."
-        )
-    if not folder.is_dir():
-        raise CheckpointNotFoundError(f"There is no checkpoint. Received: {folder}. {_what_is_there(folder.parent)}")
-    inside = list_checkpoints(folder) or list_checkpoints(folder / "checkpoints")
-    if inside:
-        raise CheckpointNotFoundError(
-            f"This folder holds checkpoints and is none. Received: {folder}. Pass one of them: {inside[-1]}."
-        )
-    names = sorted(entry.name for entry in folder.iterdir())
-    if not names or {"state.json", "state.safetensors"} & set(names):
-        raise CheckpointNotFoundError(
-            f"This folder is empty, or a checkpoint that was never finished: it has no {MANIFEST}. Received: {folder}. "
-            f"{_what_is_there(folder.parent)}"
-        )
-    raise CheckpointError(
-        f"This is not a trainlab checkpoint: it has no {MANIFEST}. Received: {folder}, with {_shown(names)}. "
-        "Pass a folder that trainlab wrote."
-    )
-
-
-def _what_is_there(parent: Path) -> str:
-    if not parent.is_dir():
-        return f"There is no folder {parent} either."
-    checkpoints = [folder.name for folder in list_checkpoints(parent)]
-    if checkpoints:
-        return f"The checkpoints there are: {_shown(checkpoints[::-1])}."
-    return f"There is no checkpoint in {parent}."
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if path.stat().st_size > _LARGEST_MANIFEST:
-        raise _damaged(folder, MANIFEST, f"it is larger than {_LARGEST_MANIFEST} bytes")
-    data = path.read_bytes()
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """Name the checkpoint in what the operating system or a store says."""
     try:
-        manifest = parse_json(data)
-    except ValueError as error:
-        raise _damaged(folder, MANIFEST, str(error)) from error
-    content = dict(manifest) if isinstance(manifest, dict) else {}
-    if content.get("format") != FORMAT and "manifest_sha256" not in content:
+        yield
+    except CheckpointError:
+        raise
+    except OSError as error:
         raise CheckpointError(
-            f"This is not a trainlab checkpoint: its {MANIFEST} is of another format. Received: {folder}. "
-            "Pass a folder that trainlab wrote."
-        )
-    content.pop("manifest_sha256", None)
-    if not _renders_to(content, data):
-        raise _damaged(folder, MANIFEST, "it is not what its own checksum says")
-    if content.get("format_version") != FORMAT_VERSION:
+            f"The checkpoint {where} cannot be read: {error.strerror or error}. Make it readable."
+        ) from error
+    except MemoryError as error:
         raise CheckpointError(
-            f"The checkpoint {folder} is of a format version that this trainlab does not read. "
-            f"Received: {content.get('format_version')!r}. Use the version of trainlab that wrote it."
-        )
-    _check_shape(folder, content)
+            f"There is not enough memory to read the checkpoint {where}. "
+            "Close other programs, or use a machine with more."
+        ) from error
+
+
+@contextmanager
+def _of_file(store: Store, where: str, name: str) -> Iterator[None]:
+    """Tell what is wrong with a file from what is wrong with its reading."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except FileNotFoundError as error:
+        raise damaged(where, name, "it is missing") from error
+    except OSError as error:
+        # A local store refuses only what is no file, or too large a one. All else are errors of the system.
+        is_no_file = isinstance(error, StorageError) or error.errno in _NO_FILE
+        if not (store.is_local and is_no_file):
+            raise
+        raise damaged(where, name, error.strerror or str(error)) from error
+
+
+def _read_content(file: BinaryIO, entry: FileEntry, where: str) -> bytearray:
+    content = bytearray()
+    checksum = Checksum(entry.checksum.partition(":")[0])
+    while piece := file.read(min(_READ_BYTES, entry.size + 1 - len(content))):
+        checksum.update(piece)
+        content += piece
+    _compare(len(content), checksum, entry, where)
     return content
 
 
-def _renders_to(content: dict[str, Any], data: bytes) -> bool:
-    try:
-        return render_manifest(content) == data
-    except (ValueError, RecursionError):  # a number that no float holds, or nesting that no manifest has
-        return False
+def _read_through(file: BinaryIO, entry: FileEntry, where: str) -> None:
+    size, checksum = 0, Checksum(entry.checksum.partition(":")[0])
+    piece = memoryview(bytearray(_READ_BYTES))
+    while count := file.readinto(piece):  # type: ignore[attr-defined]  # every binary file has it
+        size += count
+        checksum.update(piece[:count])
+    _compare(size, checksum, entry, where)
 
 
-def _check_shape(folder: Path, manifest: dict[str, Any]) -> None:
-    """A checksum says that a manifest is as it was written, not that trainlab wrote it."""
-    files, weights, state = manifest.get("files"), manifest.get("weights"), manifest.get("state")
-    if not isinstance(files, dict) or not all(map(_is_file_entry, files.values())):
-        raise _damaged(folder, MANIFEST, "its files are not listed with their sizes and checksums")
-    unsafe = [name for name in files if not is_inside(name)]
-    if unsafe:
-        raise _damaged(folder, MANIFEST, f"it names a file outside of its folder, {unsafe[0][:200]!r}")
-    if not isinstance(state, dict) or not all(_is_in(files, state.get(part)) for part in ("structure", "tensors")):
-        raise _damaged(folder, MANIFEST, "it does not name the files of the state")
-    roles = list(weights.values()) if isinstance(weights, dict) else [None]
-    if not all(isinstance(models, dict) and all(_is_in(files, file) for file in models.values()) for models in roles):
-        raise _damaged(folder, MANIFEST, "it does not name the files of the weights")
-    if type(manifest.get("sequence")) is not int or not isinstance(manifest.get("trial_class"), str):
-        raise _damaged(folder, MANIFEST, "its sequence is no integer, or its trial_class no text")
-    for key in ("progress", "versions"):
-        if not isinstance(manifest.get(key), dict):
-            raise _damaged(folder, MANIFEST, f"its {key} is no object")
-    for key in ("hparams", "exp_conf"):
-        if key not in manifest:
-            raise _damaged(folder, MANIFEST, f"it has no {key}")
-
-
-def _is_in(files: dict[str, Any], name: Any) -> bool:
-    return isinstance(name, str) and name in files
-
-
-def _is_file_entry(entry: Any) -> bool:
-    if not isinstance(entry, dict):
-        return False
-    size, checksum = entry.get("size"), entry.get("sha256")
-    has_checksum = isinstance(checksum, str) and _SHA256.fullmatch(checksum) is not None
-    return has_checksum and type(size) is int and size >= 0
-
-
-def _check_file(folder: Path, name: str, entry: dict[str, Any], verify: bool) -> None:
-    path = folder / name
-    if os.path.realpath(path) != os.path.join(os.path.realpath(folder), name):
-        raise _damaged(folder, name, "it is a link")
-    if not path.is_file():
-        raise _damaged(folder, name, "it is missing")
-    size = path.stat().st_size
-    if size != entry["size"]:
-        raise _damaged(folder, name, f"it has {size} bytes instead of {entry['size']}")
-    if verify and file_sha256(path) != entry["sha256"]:
-        raise _damaged(folder, name, "its content is not what was written")
-
-
-def _damaged(folder: Path, name: str, reason: str) -> CheckpointDamagedError:
-    return CheckpointDamagedError(
-        f"The checkpoint {folder} is damaged: {name}: {reason[:500]}. "
-        "Use another checkpoint, or restore the file from a copy."
-    )
+def _compare(size: int, checksum: Checksum, entry: FileEntry, where: str) -> None:
+    if size != entry.size or checksum.text != entry.checksum:
+        raise CheckpointDamagedError(
+            f"The checkpoint is damaged: the content of {where} is not what was written. "
+            "Use another checkpoint, or restore the file from a copy."
+        )

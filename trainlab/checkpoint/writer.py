@@ -1,244 +1,250 @@
 """Writing a checkpoint: data first, the manifest last; whatever stops it leaves the earlier ones as they are."""
 
-import errno
-import hashlib
-import json
 import logging
 import os
-import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-
-from trainlab.checkpoint.layout import (
+from trainlab.checkpoint.manifest import (
     FORMAT,
     FORMAT_VERSION,
     MANIFEST,
     STATE_STRUCTURE,
     STATE_TENSORS,
-    allot,
     is_inside,
-    next_sequence,
-    remove_folder,
     render_manifest,
 )
-from trainlab.checkpoint.tree import encode, free_name
-from trainlab.checkpoint.weights import write_tensors
-from trainlab.errors import CheckpointError, InvalidValueError
+from trainlab.checkpoint.snapshot import Contents, Snapshot
+from trainlab.errors import CheckpointError
+from trainlab.storage import Checksum, Store, open_store
 
-__all__ = ["file_sha256", "write_checkpoint"]
+__all__ = ["Files", "Target", "WriteAbortedError", "commit", "undone", "write_files"]
 
-_ROLE = re.compile(r"[A-Za-z0-9_-]{1,50}")
-_logger = logging.getLogger("trainlab.checkpoint")
+# Small enough that a stop is noticed soon, large enough that the interpreter's lock is seldom needed.
+_CHUNK = 8 * 2**20
+_PARALLEL_UPLOADS = 4
 
-Weights = Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]
+logger = logging.getLogger("trainlab.checkpoint")
+
+# Size and checksum of each file, as in a manifest.
+Files = dict[str, dict[str, Any]]
+BeforeCommit = Callable[[Path], None]
 
 
-def write_checkpoint(
-    root: Path,
+class WriteAbortedError(CheckpointError):
+    """A write was given up because the program is being aborted."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a checkpoint goes.
+
+    Attributes:
+        store: the store.
+        name: the folder's name in it, of which nothing is there yet.
+        sequence: the checkpoint's number among those of the store.
+    """
+
+    store: Store
+    name: str
+    sequence: int
+
+    @property
+    def location(self) -> Path | str:
+        """What opens the checkpoint: a path, or a URL."""
+        return self.store.location(self.name)
+
+
+def write_files(
+    target: Target,
+    contents: Contents,
     *,
-    batches_trained: int,
-    weights: Weights,
-    state: Mapping[str, Any],
-    details: Mapping[str, Any],
-    before_commit: Callable[[Path], None] | None = None,
-) -> Path:
-    """Write a checkpoint; when this returns it is durable, and if it raises nothing of it is left.
+    before_commit: BeforeCommit | None = None,
+    is_aborted: Callable[[], bool] = lambda: False,
+) -> Files:
+    """Write the data of a checkpoint and bring it to the disk; if this raises, nothing of it is left.
 
     Args:
-        root: The folder of the checkpoints, made if need be.
-        batches_trained: How many batches were trained; it names the folder, see ``allot``.
-        weights: State dicts by role (``model``) and by the model's name.
-        state: Everything else: a tree of plain values and tensors, see ``encode``.
-        details: What the manifest tells: ``progress``, ``trial_class`` (``module:Name``), ``hparams``, ``exp_conf``
-            and ``versions``. Values that are no data are written as their ``str``.
-        before_commit: Called with the folder when its data is written; files that it adds become part of the
-            checkpoint, and an error that it raises passes through. Default None.
+        target: where to.
+        contents: the files' bytes.
+        before_commit: called with a local folder that holds the files; what it adds there becomes part of the
+            checkpoint. Default None.
+        is_aborted: asked between the pieces.
 
     Returns:
-        The folder.
+        The files for the manifest.
 
     Raises:
-        CheckpointError: The folder cannot be written, or ``state`` holds what a checkpoint cannot.
-        InvalidValueError: A role cannot name a file.
+        CheckpointError: it cannot be written, or what ``before_commit`` left cannot be part of a checkpoint.
+        WriteAbortedError: ``is_aborted`` said so.
     """
-    structure, tensors = encode(dict(state))
-    told = _told(details)
-    with _explained(root):
-        folder = allot(root, batches_trained)
-        sequence = next_sequence(root)
-        is_new_root = not root.exists()
-        folder.mkdir(parents=True)
-        if is_new_root:
-            _sync(root.parent)
-    with _removed_on_error(folder):
-        with _explained(folder):
-            names = _write_weights(folder, weights)
-            (folder / STATE_STRUCTURE).write_text(json.dumps(structure, allow_nan=False), encoding="utf-8")
-            write_tensors(folder / STATE_TENSORS, tensors)
-        if before_commit is not None:
-            before_commit(folder)
-        with _explained(folder):
-            manifest = {
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "sequence": sequence,
-                "created": datetime.now(timezone.utc).isoformat(),
-                "files": _make_durable(folder),
-                "weights": names,
-                "state": {"structure": STATE_STRUCTURE, "tensors": STATE_TENSORS},
-                "data_set_state": None,
-                **told,
-            }
-            _require_own_files(folder, manifest)
-            _commit(folder, manifest)
-    return folder
-
-
-def file_sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal.
-
-    Args:
-        path: The file.
-
-    Returns:
-        64 digits.
-
-    Raises:
-        OSError: It cannot be read.
-    """
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-@contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise CheckpointError(
-            f"A checkpoint cannot be written: {reason}. Received: {folder}. Nothing of it is left, and earlier ones "
-            "are as they were. Make room there, or make it writable."
-        ) from error
-
-
-@contextmanager
-def _removed_on_error(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except BaseException:
-        _clean_up(folder)
-        raise
-
-
-def _clean_up(folder: Path) -> None:
-    try:
-        remove_folder(folder)
-    except OSError as error:
-        _logger.error("The half-written checkpoint %s cannot be removed: %s.", folder, error)
-
-
-def _write_weights(folder: Path, weights: Weights) -> dict[str, dict[str, str]]:
-    taken = {Path(STATE_TENSORS).stem}
-    names: dict[str, dict[str, str]] = {}
-    for role, models in weights.items():
-        if not _ROLE.fullmatch(role):
-            raise InvalidValueError(f"A role is made of letters, digits, _ and -. Received: {role!r}.")
-        names[role] = {}
-        for name, tensors in models.items():
-            # The manifest has the name as it is; the file's only has what any file system takes.
-            stem = role if len(models) == 1 else f"{role}.{re.sub(r'[^A-Za-z0-9_-]', '_', name)[:100]}"
-            stem = free_name(stem, taken)
-            taken.add(stem)
-            file = f"{stem}.safetensors"
-            write_tensors(folder / file, tensors)
-            names[role][name] = file
-    return names
-
-
-def _told(details: Mapping[str, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {"progress": {}, "trial_class": "", "hparams": None, "exp_conf": None, "versions": {}}
-    unknown = [key for key in details if key not in told]
-    if unknown:
-        raise InvalidValueError(f"A manifest tells {', '.join(told)}. Received: {', '.join(map(repr, unknown))} too.")
-    return {key: encode(_as_data(value))[0] for key, value in {**told, **details}.items()}
-
-
-def _as_data(value: Any, depth: int = 0) -> Any:
-    """The same, with everything that is no data replaced by its ``str``: what a manifest tells must not stop a run."""
-    if depth > 50:
-        return str(value)
-    if isinstance(value, Mapping):
-        return {_as_data(key, depth + 1): _as_data(item, depth + 1) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        kind = list if isinstance(value, list) else tuple
-        return kind(_as_data(item, depth + 1) for item in value)
-    try:
-        _, tensors = encode(value)
-    except CheckpointError:
-        return str(value)
-    return str(value) if tensors else value
-
-
-def _make_durable(folder: Path) -> dict[str, dict[str, Any]]:
-    """Bring all files to the disk, and describe them as the manifest does."""
-    files: dict[str, dict[str, Any]] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise CheckpointError(
-                f"A checkpoint holds files and folders only. Received: {path}, a link or a device. "
-                "Copy the file instead."
-            )
-        name = path.relative_to(folder).as_posix()
-        if not is_inside(name):
-            raise CheckpointError(f"A checkpoint cannot hold a file of this name. Received: {name!r}. Rename it.")
-        _sync(path)
-        if path.is_file():
-            files[name] = {"size": path.stat().st_size, "sha256": file_sha256(path)}
-    _sync(folder)
+    with _explained(target):
+        target.store.make_folder(target.name)
+    with undone(target):
+        if before_commit is None:
+            with _explained(target):
+                files = _write_all(target.store, target.name, contents, is_aborted)
+        else:
+            files = _write_and_call(target, contents, before_commit, is_aborted)
+        with _explained(target):
+            target.store.sync_folder(target.name)
     return files
 
 
-def _require_own_files(folder: Path, manifest: dict[str, Any]) -> None:
+def commit(
+    target: Target, snapshot: Snapshot, files: Files, *, before_publish: Callable[[], None] = lambda: None
+) -> None:
+    """Make the files that were written a checkpoint, by the manifest; if this raises, nothing of it is left.
+
+    Args:
+        target: where they are.
+        snapshot: what the manifest tells.
+        files: what ``write_files`` gave.
+        before_publish: called before the manifest is written. Default: nothing.
+
+    Raises:
+        CheckpointError: the manifest cannot be written.
+    """
+    manifest = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "sequence": target.sequence,
+        "created": datetime.now(timezone.utc).isoformat(),
+        "files": dict(sorted(files.items())),
+        "weights": snapshot.weights,
+        "state": {"structure": STATE_STRUCTURE, "tensors": STATE_TENSORS},
+        **snapshot.told,
+    }
+    with undone(target), _explained(target):
+        _require_own_files(target, manifest)
+        before_publish()
+        target.store.publish(f"{target.name}/{MANIFEST}", render_manifest(manifest))
+
+
+def _write_all(store: Store, folder: str, contents: Contents, is_aborted: Callable[[], bool]) -> Files:
+    def write(name: str, pieces: Iterator[memoryview]) -> tuple[str, dict[str, Any]]:
+        measure = _Measure(pieces, is_aborted)
+        store.write(f"{folder}/{name}", measure)
+        return name, {"size": measure.size, "checksum": measure.checksum.text}
+
+    if store.is_local:
+        return dict(write(name, pieces) for name, pieces in contents)
+    with ThreadPoolExecutor(_PARALLEL_UPLOADS, thread_name_prefix="trainlab-upload") as pool:
+        return dict(pool.map(lambda file: write(*file), contents))
+
+
+class _Measure:
+    """Pieces on their way to a store, cut small, counted and summed."""
+
+    def __init__(self, pieces: Iterator[memoryview], is_aborted: Callable[[], bool]) -> None:
+        self._pieces = pieces
+        self._is_aborted = is_aborted
+        self.size = 0
+        self.checksum = Checksum()
+
+    def __iter__(self) -> Iterator[memoryview]:
+        for piece in self._pieces:
+            for begin in range(0, len(piece), _CHUNK):
+                if self._is_aborted():
+                    raise WriteAbortedError("The checkpoint being written was given up: the program is aborted.")
+                chunk = piece[begin : begin + _CHUNK]
+                self.checksum.update(chunk)
+                self.size += len(chunk)
+                yield chunk
+
+
+def _write_and_call(
+    target: Target, contents: Contents, before_commit: BeforeCommit, is_aborted: Callable[[], bool]
+) -> Files:
+    """Let the user's hook see the files; those of a remote checkpoint are written here first, and uploaded after it."""
+    with ExitStack() as closing:
+        here = target.store
+        if not here.is_local:
+            here = open_store(closing.enter_context(tempfile.TemporaryDirectory(prefix="trainlab-")))
+            here.make_folder(target.name)
+        folder = Path(here.location(target.name))
+        with _explained(target):
+            _write_all(here, target.name, contents, is_aborted)
+        before_commit(folder)
+        with _explained(target):
+            files = _described(here, target.name)
+            if here is not target.store:
+                uploads: Contents = [(file, _read_pieces(folder / file)) for file in files]
+                _write_all(target.store, target.name, uploads, is_aborted)
+    return files
+
+
+def _described(store: Store, name: str) -> Files:
+    """What is there after the user's hook, which may have changed the files, too."""
+    folder = Path(store.location(name))
+    files: Files = {}
+    for file, size in store.files(name).items():
+        if not is_inside(file):
+            raise CheckpointError(f"A checkpoint cannot hold a file of this name. Received: {file!r}. Rename it.")
+        files[file] = {"size": size, "checksum": _checksum_on_disk(folder / file)}
+    for inside in {parent for file in files for parent in Path(name, file).parents[:-2]}:
+        store.sync_folder(inside.as_posix())
+    return files
+
+
+def _checksum_on_disk(path: Path) -> str:
+    checksum = Checksum()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            checksum.update(chunk)
+        os.fsync(file.fileno())
+    return checksum.text
+
+
+def _read_pieces(path: Path) -> Iterator[memoryview]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield memoryview(chunk)
+
+
+def _require_own_files(target: Target, manifest: dict[str, Any]) -> None:
     own = {*manifest["state"].values(), *(file for models in manifest["weights"].values() for file in models.values())}
     missing = sorted(own - set(manifest["files"]))
     if missing:
         raise CheckpointError(
-            f"Files of a checkpoint were removed before it was committed. Received: {folder}, without "
+            f"Files of a checkpoint were removed before it was committed. Received: {target.location}, without "
             f"{', '.join(missing)}. A hook that runs before the commit may add files, and remove none."
         )
 
 
-def _commit(folder: Path, manifest: dict[str, Any]) -> None:
-    temporary = folder / f".{MANIFEST}.tmp"
-    with temporary.open("wb") as file:
-        file.write(render_manifest(manifest))
-        file.flush()
-        os.fsync(file.fileno())
-    # The entry of the folder itself first: a manifest that can be seen belongs to a folder that stays.
-    _sync(folder.parent)
-    temporary.replace(folder / MANIFEST)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+@contextmanager
+def _explained(target: Target) -> Iterator[None]:
     try:
-        os.fsync(descriptor)
+        yield
+    except CheckpointError:
+        raise
     except OSError as error:
-        # Some network file systems have no such thing for folders, and bring each entry to the disk by themselves.
-        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
+        raise CheckpointError(
+            f"A checkpoint cannot be written: {error.strerror or error}. Received: {target.location}. Nothing of it "
+            "is left, and earlier ones are as they were. Make room there, or make it writable."
+        ) from error
+
+
+@contextmanager
+def undone(target: Target) -> Iterator[None]:
+    """Remove what was written of a checkpoint if the block raises.
+
+    Args:
+        target: where it goes.
+    """
+    try:
+        yield
+    except BaseException:
+        try:
+            # The manifest first: a crash in the middle leaves rubbish, and no damaged checkpoint.
+            target.store.remove(f"{target.name}/{MANIFEST}")
+            target.store.remove_folder(target.name)
+        except OSError as error:
+            logger.error("The half-written checkpoint %s cannot be removed: %s.", target.location, error)
+        raise

@@ -37,7 +37,8 @@ class DataLoader:
     ``in_order=False`` gives this up: batches come as they are ready.
 
     Args:
-        dataset: map-style (``__getitem__`` and ``__len__``), a tensor, an array, or an ``IterableDataset``.
+        dataset: map-style (``__getitem__`` and ``__len__``), a tensor, an array, or an ``IterableDataset``. One with
+            ``state_dict`` and ``load_state_dict`` is saved with checkpoints; workers send its state with each batch.
         batch_size: records of a global batch, default 1; None if the data set's elements are batches.
         shuffle: whether every epoch has an order of its own; default False.
         sampler: your own order: an iterable of indices. It is told the epoch where it has ``set_epoch``, and saved

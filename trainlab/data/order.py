@@ -15,6 +15,7 @@ from trainlab.distributed import RngState, derive_seed
 
 __all__ = [
     "OwnSampler",
+    "chain_of_samplers",
     "count_records",
     "cut_piece",
     "find_stateful",
@@ -92,7 +93,7 @@ class OwnSampler:
 
     def __init__(self, sampler: Iterable[Any]) -> None:
         self._sampler = sampler
-        self._chain = list(_chain(sampler))
+        self._chain = list(chain_of_samplers(sampler))
         # Looked up once: reseeding a generator changes what it answers.
         self._seeds = [
             (node.generator, node.generator.initial_seed())
@@ -144,10 +145,11 @@ def has_state(value: Any) -> bool:
 
 def find_stateful(sampler: Any) -> Any:
     """Return the outermost of a sampler and those that it wraps that has a state of its own, or None."""
-    return next((node for node in _chain(sampler) if has_state(node)), None)
+    return next((node for node in chain_of_samplers(sampler) if has_state(node)), None)
 
 
-def _chain(sampler: Any) -> Iterator[Any]:
+def chain_of_samplers(sampler: Any) -> Iterator[Any]:
+    """Give a sampler (or a loader) and, from the outside in, those that it wraps."""
     seen: set[int] = set()
     while sampler is not None and id(sampler) not in seen:
         seen.add(id(sampler))

@@ -11,7 +11,16 @@ from torch import Tensor
 
 from trainlab.data.fetch import make_fetch
 from trainlab.data.order import OwnSampler, count_records, cut_piece, has_state, piece_of_rank, shuffled_order
-from trainlab.data.workers import MapRequest, StreamRequest, WorkerPool, read_items, tell_epoch
+from trainlab.data.worker_states import WorkerStates, tell_of_other_workers
+from trainlab.data.workers import (
+    MapRequest,
+    RestoreRequest,
+    StreamRequest,
+    Worked,
+    WorkerPool,
+    read_items,
+    tell_epoch,
+)
 from trainlab.distributed import RngState, derive_seed
 
 __all__ = ["IndexSource", "IterableSource", "Source"]
@@ -83,6 +92,7 @@ class IndexSource:
         self.exact = self._own is None
         self.fetches_here = loader.num_workers == 0
         self._pool = WorkerPool(loader, pinned=pinned) if loader.num_workers else None
+        self._states = WorkerStates(loader)
         # Without automatic batching the ranks take turns: a global batch is one element for each.
         self._batch_size = loader.batch_size or data_size
         self._epoch: int | None = None
@@ -107,7 +117,7 @@ class IndexSource:
         if self._pool is None:
             return self._fetched_here(epoch, records, end)
         requests = self._requests(epoch, records, end, batches)
-        return self._answered(self._pool, requests, epoch, batches)
+        return self._answered(self._pool, requests, epoch, batches, state)
 
     def more(self) -> bool | None:
         """Look at the next indices of a user's sampler; nothing is fetched."""
@@ -119,7 +129,7 @@ class IndexSource:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sampler's state at the epoch's start and now, and the data set's own."""
-        state: dict[str, Any] = own_state(self._loader.dataset) if self.fetches_here else {}
+        state = own_state(self._loader.dataset) if self.fetches_here else self._states.state_dict()
         if self._own is not None and self._sampler_at_start is not None:
             state["sampler"] = {"epoch": self._epoch, "start": self._sampler_at_start, "now": self._own.state_dict()}
         return state
@@ -166,11 +176,22 @@ class IndexSource:
             yield MapRequest(self._batch_seed(epoch, number), stop - start, indices)
 
     def _answered(
-        self, pool: WorkerPool, requests: Iterator[MapRequest], epoch: int | None, batches: int
+        self,
+        pool: WorkerPool,
+        requests: Iterator[MapRequest],
+        epoch: int | None,
+        batches: int,
+        state: Mapping[str, Any] | None,
     ) -> Generator[Any, None, None]:
+        # At once, since the state may be asked for before a batch is.
+        restoring = self._states.begin(batches, 0, state)
         seed = derive_seed(self._seed, "workers", epoch or 0, batches, self._rank)
-        with contextlib.closing(pool.run(requests, seed)) as answers:
-            for answer in answers:
+        return self._answers(pool.run(itertools.chain(restoring, requests), seed), len(restoring))
+
+    def _answers(self, answers: Generator[Worked, None, None], restoring: int) -> Generator[Any, None, None]:
+        with contextlib.closing(answers):
+            for answer in itertools.islice(answers, restoring, None):
+                self._states.note(answer)
                 self.records += answer.records
                 yield answer.batch
 
@@ -194,7 +215,7 @@ class IndexSource:
             MapRequest(self._batch_seed(epoch, number), count, mine, from_sampler=True)
             for number, (count, mine) in enumerate(self._indices, batches)
         )
-        return self._answered(self._pool, requests, epoch, batches)
+        return self._answered(self._pool, requests, epoch, batches, state)
 
     def _own_fetched_here(self) -> Generator[Any, None, None]:
         fetch = make_fetch(self._loader.dataset, self._loader.collate_fn, batched=self._loader.batched)
@@ -243,6 +264,7 @@ class IterableSource:
         self._rank = data_rank
         self._ranks = data_size
         self._pool = WorkerPool(loader, pinned=pinned) if loader.num_workers else None
+        self._states = WorkerStates(loader)
         self._batch_size = loader.batch_size or data_size
         self._pass = 0
         self._rng_at_start: dict[str, Any] | None = None
@@ -256,9 +278,12 @@ class IterableSource:
         self.records = records
         self._rng_at_start = None
         if self._pool is not None:
-            if batches:
+            # At once, since the state may be asked for before a batch is.
+            self._pass += 1
+            restoring = self._states.begin(batches, self._pass, state)
+            if batches and not restoring:
                 self._tell_of_reading_again(records)
-            return self._answered(self._pool, epoch, batches)
+            return self._answered(self._pool, epoch, 0 if restoring else batches, restoring)
         restored = state is not None and load_own_state(self._loader.dataset, state)
         if not batches or restored:
             return self._fetched_here(epoch, None, began_anew=restored and not batches)
@@ -275,7 +300,7 @@ class IterableSource:
     def state_dict(self) -> dict[str, Any]:
         """Return the data set's own state, or the generators' at the epoch's start, which reading again needs."""
         if not self.fetches_here:
-            return {}
+            return self._states.state_dict()
         return own_state(self._loader.dataset) or {"rng_at_start": self._rng_at_start}
 
     def close(self) -> None:
@@ -315,30 +340,33 @@ class IterableSource:
             self.records += len(items)
             yield batch
 
-    def _answered(self, pool: WorkerPool, epoch: int | None, batches: int) -> Generator[Any, None, None]:
+    def _answered(
+        self, pool: WorkerPool, epoch: int | None, skipped: int, restoring: list[RestoreRequest]
+    ) -> Generator[Any, None, None]:
         seed = derive_seed(self._seed, "workers", epoch or 0, self._rank)
+        requests = itertools.chain(restoring, self._requests(epoch, skipped))
         ended: set[int] = set()
-        with contextlib.closing(pool.run(self._requests(epoch, batches), seed)) as answers:
-            for answer in answers:
+        with contextlib.closing(pool.run(requests, seed)) as answers:
+            for answer in itertools.islice(answers, len(restoring), None):
+                self._states.note(answer)
                 if answer.ended:
                     ended.add(answer.worker_id)
                     if len(ended) == self._loader.num_workers:
                         return
-                elif batches:
-                    batches -= 1
+                elif skipped:
+                    skipped -= 1
                 else:
                     self.records += answer.records
                     yield answer.batch
 
-    def _requests(self, epoch: int | None, batches: int) -> Iterator[StreamRequest]:
-        self._pass += 1
+    def _requests(self, epoch: int | None, skipped: int) -> Iterator[StreamRequest]:
         loader = self._loader
         for number in itertools.count():
             yield StreamRequest(
                 self._seed,
                 epoch,
                 self._pass,
-                number < batches,
+                number < skipped,
                 self._batch_size,
                 loader.drop_last,
                 self._rank,
@@ -349,7 +377,7 @@ class IterableSource:
         if not self._told:
             self._told = True
             _logger.info(
-                "The iterable data set %s has no state of its own: its first %d records of this epoch are read again.",
+                "There is no state to put the iterable data set %s back to: %d records of this epoch are read again.",
                 type(self._loader.dataset).__name__,
                 records,
             )
@@ -363,6 +391,7 @@ def own_state(dataset: Any) -> dict[str, Any]:
 def load_own_state(dataset: Any, state: Mapping[str, Any]) -> bool:
     """Give a data set its state back, if there is one; tell whether it was."""
     if "dataset" not in state or not has_state(dataset):
+        tell_of_other_workers(dataset, state, 0)
         return False
     dataset.load_state_dict(copy.deepcopy(state["dataset"]))
     return True

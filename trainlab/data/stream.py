@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from trainlab.data.cut import CutSource
-from trainlab.data.foreign import ForeignSource
+from trainlab.data.foreign import ForeignSource, inexactness
 from trainlab.data.loader import DataLoader
-from trainlab.data.order import has_state
 from trainlab.data.sources import Source, length_of
 from trainlab.data.transfer import SideStream
 from trainlab.distributed import RngState
@@ -20,6 +19,11 @@ __all__ = ["BatchStream"]
 _logger = logging.getLogger("trainlab.data")
 
 _NOTHING: Any = object()
+
+_DISORDER = (
+    "The training data loader has in_order=False: its batches come as its workers have them ready, in an order that no "
+    "resume can repeat. Leave it out for an exact one."
+)
 
 
 class BatchStream:
@@ -35,7 +39,7 @@ class BatchStream:
         data_size: out of how many.
         cut_by_len: an epoch ends after ``len(loader)`` batches, and one iterator goes on over the epochs.
         role: "training" or "validation", for messages.
-        warn: whether a training loader that is not trainlab's is worth a warning.
+        warn: whether ``warn_of_inexactness`` is to warn of a loader that is not trainlab's.
 
     Attributes:
         epoch_length: batches of the whole epoch; None if it is not known. Current from ``start_epoch`` on.
@@ -62,18 +66,15 @@ class BatchStream:
         self._move = self._move_aside if copied_aside else move
         self._users_move = move
         self._role = role
+        self._warns = role == "training" and (warn or isinstance(loader, DataLoader))
         self._loader = loader
         self._source: Source
         if isinstance(loader, DataLoader):
             own_seed = seed if loader.generator_seed is None else loader.generator_seed
             self._source = loader.source(own_seed, data_rank, data_size, pinned=copied_aside)
-            if role == "training" and loader.num_workers and not loader.iterable and has_state(loader.dataset):
-                _warn_of_states_in_workers(loader)
         else:
             _check_foreign(loader)
             self._source = ForeignSource(loader)
-            if warn and role == "training":
-                _warn_of_foreign(loader)
         if cut_by_len:
             self._source = CutSource(self._source, length_of(loader))
         self.epoch_length: int | None = None
@@ -165,6 +166,18 @@ class BatchStream:
             "source": self._source.state_dict() if source is None else source,
         }
 
+    def warn_of_inexactness(self) -> None:
+        """Warn, once, if a resume from this stream's state is not exact; to be called at the first checkpoint."""
+        if not self._warns:
+            return
+        self._warns = False
+        if isinstance(self._loader, DataLoader):
+            reason = _DISORDER if self._loader.num_workers > 1 and not self._loader.in_order else None
+        else:
+            reason = inexactness(self._loader)
+        if reason is not None:
+            _logger.warning(reason)
+
     def close(self) -> None:
         """End the workers; ``start_epoch`` may follow."""
         self._drop_held()
@@ -183,7 +196,7 @@ class BatchStream:
         before = {
             "records": self._source.records,
             "rng": RngState.capture(devices=False).state_dict() if here else None,
-            "source": self._source.state_dict() if here else None,
+            "source": self._source.state_dict(),
         }
         try:
             batch = next(self._batches)
@@ -228,22 +241,3 @@ def _check_foreign(loader: Any) -> None:
             "A data loader is iterated anew in each epoch, and this one can be iterated only once. "
             f"Received: {type(loader).__name__}. Return a trainlab.DataLoader, or an object whose __iter__ begins anew."
         )
-
-
-def _warn_of_states_in_workers(loader: DataLoader) -> None:
-    _logger.warning(
-        "%s has a state_dict, and num_workers=%d: each worker changes a copy of its own, so that checkpoints do not "
-        "hold its state and a resume is exact only where records do not depend on it. Pass num_workers=0 to keep it.",
-        type(loader.dataset).__name__,
-        loader.num_workers,
-    )
-
-
-def _warn_of_foreign(loader: Any) -> None:
-    _logger.warning(
-        "The training data loader is a %s.%s. trainlab cannot make its order a function of the seed and the epoch, nor "
-        "resume it exactly: after a resume, its batches are read again up to the position. Return a "
-        "trainlab.DataLoader for both; it takes the same arguments.",
-        type(loader).__module__,
-        type(loader).__qualname__,
-    )

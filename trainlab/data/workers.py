@@ -7,6 +7,7 @@ import itertools
 import multiprocessing
 import multiprocessing.connection
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -20,11 +21,20 @@ import torch
 from torch.utils.data import get_worker_info
 
 from trainlab.data.fetch import Fetch, make_fetch
-from trainlab.data.order import cut_piece, seed_host
+from trainlab.data.order import cut_piece, has_state, seed_host
 from trainlab.data.transfer import pin
 from trainlab.distributed import derive_seed
 
-__all__ = ["MapRequest", "StreamRequest", "Worked", "WorkerPool", "protected_start", "read_items", "tell_epoch"]
+__all__ = [
+    "MapRequest",
+    "RestoreRequest",
+    "StreamRequest",
+    "Worked",
+    "WorkerPool",
+    "protected_start",
+    "read_items",
+    "tell_epoch",
+]
 
 _IGNORED = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2") if hasattr(signal, name))
 _PR_SET_PDEATHSIG = 1
@@ -41,12 +51,14 @@ class Worked:
         batch: the batch.
         worker_id: who sends it.
         ended: the worker's part of an iterable data set is over.
+        state: that of the worker's copy of the data set, pickled; None if it has none.
     """
 
     records: int
     batch: Any
     worker_id: int = 0
     ended: bool = False
+    state: bytes | None = None
 
     def pin_memory(self) -> "Worked":
         """Copy the batch into page-locked memory; torch's pinning thread asks for it."""
@@ -73,13 +85,15 @@ class MapRequest:
     def answer(self, work: "_Work") -> Worked:
         """Fetch it."""
         seed_host(self.seed)
-        fetch = work.fetch()
+        batch = self._fetched(work.fetch())
+        return Worked(self.records, batch, _worker_id(), state=work.state())
+
+    def _fetched(self, fetch: Fetch) -> Any:
         if self.from_sampler:
-            return Worked(self.records, fetch.look_up(self.indices))
+            return fetch.look_up(self.indices)
         if isinstance(self.indices, slice):
-            return Worked(self.records, fetch.cut(self.indices.start, self.indices.stop))
-        indices = torch.from_numpy(self.indices) if isinstance(self.indices, np.ndarray) else self.indices
-        return Worked(self.records, fetch.take(indices))
+            return fetch.cut(self.indices.start, self.indices.stop)
+        return fetch.take(torch.from_numpy(self.indices) if isinstance(self.indices, np.ndarray) else self.indices)
 
 
 @dataclass(slots=True)
@@ -108,23 +122,67 @@ class StreamRequest:
 
     def answer(self, work: "_Work") -> Worked:
         """Read it."""
-        info = get_worker_info()
-        worker_id = 0 if info is None else int(info.id)
+        worker_id = _worker_id()
         if work.passing != self.passing:
-            work.passing, work.batches, work.records = self.passing, 0, None
-        seed_host(derive_seed(self.seed, "worker", self.epoch or 0, work.batches, worker_id, self.data_rank))
+            work.passing, work.batches, work.ended, work.records = self.passing, 0, False, None
+        if work.ended:
+            return Worked(0, None, worker_id, ended=True)
+        seed = derive_seed(self.seed, "worker", self.epoch or 0, work.batches, worker_id, self.data_rank)
+        items = self._read(work, seed)
+        work.batches += 1
+        # A data set that has come to its end may say that it is at its beginning.
+        work.ended = len(items) < self.batch_size
+        if self.drop_last and work.ended:
+            items = []
+        if not items:
+            return Worked(0, None, worker_id, ended=True, state=work.state())
+        if self.skip:
+            return Worked(len(items), None, worker_id, state=work.state())
+        mine = cut_piece(items, self.data_rank, self.data_size)
+        batch = work.collate_fn(mine if work.batched else mine[0])
+        return Worked(len(items), batch, worker_id, state=work.state())
+
+    def _read(self, work: "_Work", seed: int) -> list[Any]:
+        seed_host(seed)
         if work.records is None:
             tell_epoch(work.dataset, self.epoch)
             work.records = iter(work.dataset)
-        work.batches += 1
-        items = read_items(work.records, self.batch_size, self.drop_last)
-        if not items:
-            work.records = iter(())  # some iterators would begin again
-            return Worked(0, None, worker_id, ended=True)
-        if self.skip:
-            return Worked(len(items), None, worker_id)
-        mine = cut_piece(items, self.data_rank, self.data_size)
-        return Worked(len(items), work.collate_fn(mine if work.batched else mine[0]), worker_id)
+        items = read_items(work.records, self.batch_size, drop_last=False)
+        if not items and work.anew:
+            # The state was that of a finished pass; the next one is asked for.
+            seed_host(seed)
+            work.records = iter(work.dataset)
+            items = read_items(work.records, self.batch_size, drop_last=False)
+        work.anew = False
+        return items
+
+
+@dataclass(slots=True)
+class RestoreRequest:
+    """Put the worker's copy of the data set back to a state.
+
+    Args:
+        state: what came with an answer of this worker; None to leave it as it is.
+        passing: number of the pass over an iterable data set that goes on.
+    """
+
+    state: bytes | None
+    passing: int
+
+    def answer(self, work: "_Work") -> Worked:
+        """Do so."""
+        if self.state is not None:
+            state = pickle.loads(self.state)
+            work.dataset.load_state_dict(state["dataset"])
+            work.passing, work.records = self.passing, None
+            work.batches, work.ended = state["batches"], state["ended"]
+            work.anew = state["anew"] or state["ended"]  # it is iterated next in a pass after the one that it knows
+        return Worked(0, None)
+
+
+def _worker_id() -> int:
+    info = get_worker_info()
+    return 0 if info is None else int(info.id)
 
 
 def tell_epoch(dataset: Any, epoch: int | None) -> None:
@@ -162,7 +220,7 @@ class WorkerPool:
         self._keep = bool(loader.persistent_workers)
         self._iterator: Any = None
         self._engine: Any = torch.utils.data.DataLoader(
-            _Work(loader.dataset, loader.collate_fn, loader.batched),  # type: ignore[arg-type]
+            _Work(loader.dataset, loader.collate_fn, loader.batched, has_state(loader.dataset)),  # type: ignore[arg-type]
             batch_size=None,
             sampler=self._requests,
             num_workers=loader.num_workers,
@@ -239,8 +297,11 @@ class _Work:
     dataset: Any
     collate_fn: Callable[[Any], Any]
     batched: bool
+    stateful: bool
     passing: int | None = None
     batches: int = 0
+    ended: bool = False
+    anew: bool = False
     records: Iterator[Any] | None = None
     _fetch: Fetch | None = field(default=None, repr=False)
 
@@ -251,31 +312,40 @@ class _Work:
             raise RuntimeError("The data set raised StopIteration where a record was asked for.") from error
         return answer
 
+    def state(self) -> bytes | None:
+        if not self.stateful:
+            return None
+        # Pickled here, for the queue pickles in another thread, while the data set goes on.
+        told = {"dataset": self.dataset.state_dict(), "batches": self.batches, "ended": self.ended, "anew": False}
+        return pickle.dumps(told)
+
     def fetch(self) -> Fetch:
         if self._fetch is None:
             self._fetch = make_fetch(self.dataset, self.collate_fn, batched=self.batched)
         return self._fetch
 
 
-def protected_start(loader: Any) -> Iterator[Any]:
-    """Iterate a torch loader whose workers ignore signals and end with this process.
+def protected_start(loader: Any, start: Callable[[Any], Any] = iter) -> Any:
+    """Start a torch loader's workers such that they ignore signals and end with this process.
 
     Args:
         loader: a ``torch.utils.data.DataLoader``; it is afterwards what it was.
+        start: what starts them; default ``iter``.
 
     Returns:
-        What ``iter`` gives for it.
+        What ``start`` gives for it.
     """
     users = loader.worker_init_fn
     loader.worker_init_fn = _WorkerStart(users, loader.multiprocessing_context or multiprocessing)
     try:
         with _signals_held_back():
-            iterator: Iterator[Any] = iter(loader)
+            started = start(loader)
     finally:
         loader.worker_init_fn = users
-    for worker in getattr(iterator, "_workers", ()):
-        _started[worker] = os.getpid()
-    return iterator
+    for iterator in (started, getattr(loader, "_iterator", None)):
+        for worker in getattr(iterator, "_workers", ()):
+            _started[worker] = os.getpid()
+    return started
 
 
 @atexit.register

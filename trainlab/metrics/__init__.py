@@ -3,6 +3,7 @@
 from trainlab.metrics.custom import FunctionReducer, MetricReducer, ReducerRegistry
 from trainlab.metrics.reducer import Reducer, combine
 from trainlab.metrics.rules import MetricRules, host_array
+from trainlab.metrics.torchmetrics_state import MetricStates, holds_torchmetrics
 from trainlab.metrics.validation import ValidationMetrics, check_full_dataset
 from trainlab.metrics.window import RunningMetrics, Window
 
@@ -10,6 +11,7 @@ __all__ = [
     "FunctionReducer",
     "MetricReducer",
     "MetricRules",
+    "MetricStates",
     "Reducer",
     "ReducerRegistry",
     "RunningMetrics",
@@ -17,5 +19,6 @@ __all__ = [
     "Window",
     "check_full_dataset",
     "combine",
+    "holds_torchmetrics",
     "host_array",
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, MetricError
+from trainlab.metrics.torchmetrics_state import is_torchmetric
 
 __all__ = ["FunctionReducer", "MetricReducer", "ReducerRegistry"]
 
@@ -97,6 +98,44 @@ class FunctionReducer(MetricReducer):
         return self._function([value for turn in turns for value in turn if value is not missing])
 
 
+class TorchmetricsReducer(MetricReducer):
+    """A metric of torchmetrics, which reduces over the ranks by itself.
+
+    Args:
+        metric: a ``torchmetrics.Metric`` or ``MetricCollection``; it may be updated directly as well.
+    """
+
+    def __init__(self, metric: Any) -> None:
+        self.metric = metric
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        """Update the metric.
+
+        Args:
+            *args: as the metric takes them.
+            **kwargs: as the metric takes them.
+        """
+        self.metric.update(*args, **kwargs)
+
+    def reset(self) -> None:
+        """Reset the metric."""
+        self.metric.reset()
+
+    def per_slot_reduce(self) -> None:
+        """Leave everything to ``compute``."""
+
+    def cross_slot_reduce(self, per_slot_metrics: list[Any]) -> Any:
+        """Compute the metric over all ranks.
+
+        Args:
+            per_slot_metrics: not used.
+
+        Returns:
+            What the metric computes; a dict for a collection.
+        """
+        return self.metric.compute()
+
+
 @dataclass(frozen=True)
 class _Wrapped:
     reducer: MetricReducer
@@ -137,13 +176,14 @@ class ReducerRegistry:
         """Take in a custom reducer.
 
         Args:
-            reducer: a ``MetricReducer``, or a function of a list of values.
+            reducer: a ``MetricReducer``, a metric or collection of torchmetrics, or a function of a list of values.
             name: the metric's name; None (default) if the reducer returns a dict of metrics by name.
             for_training: whether it is reduced with each training window. Default: True.
             for_validation: whether it is reduced with each validation. Default: True.
 
         Returns:
-            The reducer itself; for a function an object with ``update(value)``.
+            The reducer itself; for a function an object with ``update(value)``, for torchmetrics one with the
+            metric's ``update``.
 
         Raises:
             InvalidTypeError: ``reducer`` is neither, or ``name`` is no str.
@@ -160,7 +200,7 @@ class ReducerRegistry:
                 f"The name of a custom reducer is a str or None. Received: {name!r} (type {type(name).__name__}). "
                 "Pass the metric's name."
             )
-        made = reducer if isinstance(reducer, MetricReducer) else FunctionReducer(reducer)
+        made = reducer if isinstance(reducer, MetricReducer) else _reducer_of(reducer)
         wrapped = _Wrapped(made, name, for_training, for_validation)
         self._check_new(wrapped)
         self._wrapped.append(wrapped)
@@ -206,7 +246,7 @@ class ReducerRegistry:
 
     def _check_new(self, new: _Wrapped) -> None:
         for old in self._wrapped:
-            if old.reducer is new.reducer:
+            if _core(old.reducer) is _core(new.reducer):
                 raise InvalidValueError(
                     f"A custom reducer can be wrapped once. Received: {new.told}, wrapped before as {old.name!r}. "
                     "Make a second object for a second metric."
@@ -217,6 +257,15 @@ class ReducerRegistry:
                     f"The name of a custom reducer is taken. Received: {new.name!r}, the name of {old.told} already. "
                     "Give each metric a name of its own."
                 )
+
+
+def _reducer_of(given: Any) -> MetricReducer:
+    # A metric of torchmetrics can be called as well, with the arguments of its update.
+    return TorchmetricsReducer(given) if is_torchmetric(given) else FunctionReducer(given)
+
+
+def _core(reducer: MetricReducer) -> Any:
+    return reducer.metric if isinstance(reducer, TorchmetricsReducer) else reducer
 
 
 def _by_name(wrapped: _Wrapped, result: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from trainlab.errors import InvalidValueError
 from trainlab.recording.record import Record
 
 __all__ = ["Backend", "Recorder"]
@@ -61,7 +62,7 @@ class Recorder:
         self._pending: list[Record] = []
         self._written_at = -math.inf
         # What a Trial writes while it is built is no repetition: the first restore leaves files made since alone.
-        self._earlier: set[Path] | None = set(self._files())
+        self._earlier: set[Path] | None = set(self.files())
 
     def record(self, record: Record) -> None:
         """Write a record to all backends, at once or, where records come fast, with the next ones.
@@ -79,6 +80,14 @@ class Recorder:
         for backend in self._backends:
             backend.flush()
 
+    def files(self) -> list[Path]:
+        """List the files of all backends that there are.
+
+        Returns:
+            Their paths, in the run's folder.
+        """
+        return [path for backend in self._backends for path in backend.files()]
+
     def state_dict(self) -> dict[str, Any]:
         """Give the position of the recording, after a flush.
 
@@ -87,7 +96,7 @@ class Recorder:
             bytes, in hexadecimal, by which it is known again.
         """
         self.flush()
-        files = {path.relative_to(self._folder).as_posix(): path for path in self._files()}
+        files = {path.relative_to(self._folder).as_posix(): path for path in self.files()}
         sizes = {name: path.stat().st_size for name, path in files.items()}
         return {
             "files": sizes,
@@ -103,11 +112,14 @@ class Recorder:
 
         Args:
             state: what ``state_dict`` gave for the checkpoint that the run goes on from; None: the run begins anew.
+
+        Raises:
+            InvalidValueError: a size is none.
         """
         self.close()
-        sizes = {} if state is None else state["files"]
+        sizes = {} if state is None else {name: _checked_size(size) for name, size in state["files"].items()}
         begins = {} if state is None else state.get("begins", {})
-        for path in self._files():
+        for path in self.files():
             if self._earlier is None or path in self._earlier:
                 name = path.relative_to(self._folder).as_posix()
                 _cut(path, sizes.get(name, 0), bytes.fromhex(begins.get(name, "")))
@@ -126,8 +138,11 @@ class Recorder:
                 backend.write(record)
         self._written_at = time.monotonic()
 
-    def _files(self) -> list[Path]:
-        return [path for backend in self._backends for path in backend.files()]
+
+def _checked_size(size: Any) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
+        raise InvalidValueError(f"The size of a recorded file is an int of at least 0. Received: {size!r}.")
+    return size
 
 
 def _beginning(path: Path, size: int) -> bytes:

@@ -2,6 +2,8 @@
 
 import copy
 import logging
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainlab.checkpoint import Checkpoint, allot, match_keys, write_checkpoint
+from trainlab.checkpoint import Checkpoint, CheckpointWriter, Entry, Snapshot, classes_in, match_keys
 from trainlab.data import BatchStream
 from trainlab.distributed import RngState, preserved_rng
-from trainlab.errors import CheckpointDamagedError, CheckpointMismatchError
+from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError
 from trainlab.optim import load_optimizer_state, optimizer_state_dict
 from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext, inner_module
+from trainlab.training.differences import made_with, name_of, warn_of_differences
 from trainlab.training.init import versions
 from trainlab.training.trial import Trial
 
@@ -57,48 +60,144 @@ class Checkpointing:
         hooks: the callbacks' hooks, whose states are saved too.
         loader: the training loader.
         stream: its batches, whose position is saved.
-        root: the folder of the checkpoints.
+        writer: where checkpoints go.
+        is_try: whether they are only tried, and the run does not have them.
     """
 
     def __init__(
-        self, trial: Trial, context: TrialContext, hooks: CallbackHooks, loader: Any, stream: BatchStream, root: Path
+        self,
+        trial: Trial,
+        context: TrialContext,
+        hooks: CallbackHooks,
+        loader: Any,
+        stream: BatchStream,
+        writer: CheckpointWriter,
+        *,
+        is_try: bool,
     ) -> None:
         self._trial = trial
         self._context = context
         self._hooks = hooks
         self._loader = loader
         self._stream = stream
-        self._root = root
+        self._writer = writer
+        self._is_try = is_try
+        # The progress in the checkpoint that is being written, which names it already.
+        self._marked = context.progress
+        if context.state_classes is None:
+            context.state_classes = self._classes()
 
-    def save(self) -> Path:
-        """Write a checkpoint of this instant; the progress is marked once it is committed.
+    def try_in_memory(self, *, before_the_end: bool) -> None:
+        """Lay out a checkpoint without writing it, so that a state that none can hold is found now.
 
-        Returns:
-            The checkpoint's folder.
+        Args:
+            before_the_end: whether checkpoints are due before the end, for which memory is then taken.
 
         Raises:
-            CheckpointError: it could not be written.
+            CheckpointError: the state cannot be saved; it names the path to it.
         """
+        with preserved_rng():
+            content = self._content()
+        content["progress"] = self._context.progress.state_dict()
+        snapshot = self._snapshot(content)
+        if before_the_end and not self._hooks.checkpoint_write_end:
+            self._writer.reserve(snapshot)
+
+    def save(self, *, final: bool) -> None:
+        """Make a checkpoint of this instant: training is held while tensors are copied, and not while they are written.
+
+        The progress is marked once it is durable, at the latest when ``settle`` is told to wait.
+
+        Args:
+            final: whether to return only when it is durable, and to raise if it cannot be written.
+
+        Raises:
+            CheckpointError: the state cannot be saved, or it is final and could not be written.
+        """
+        begun = time.monotonic()
+        must_wait = self._writer.is_busy
+        self.settle(wait=True)
+        if must_wait and not final:
+            seconds = time.monotonic() - begun
+            logger.log(
+                logging.WARNING if seconds > 1 else logging.INFO,
+                "Training waited %.1f s for the checkpoint before, which was still being written: checkpoints are due "
+                "more often than they can be written.",
+                seconds,
+            )
         progress = self._context.progress
-        folder = allot(self._root, progress.batches_trained)
+        name = self._writer.next_name(progress.batches_trained)
         marked = progress.copy()
         marked.last_checkpoint_batch = progress.batches_trained
         if progress.best_metric_batch == progress.batches_trained:
-            marked.best_checkpoint = folder.name
-        content = self._content()
+            marked.best_checkpoint = name
+        if not self._is_try:
+            self._stream.warn_of_inexactness()
+        content = self._content(recording=self._context.session.recorder.state_dict())
+        self._run_save_start_hooks(content)
         content["progress"] = marked.state_dict()
-        models = content.pop("models_state_dict")
-        written = write_checkpoint(
-            self._root,
-            batches_trained=progress.batches_trained,
-            weights={"model": dict(zip(self._context.model_names, models, strict=True))},
-            state=content,
-            details=self._details(marked.state_dict()),
+        self._marked = marked
+        self._writer.start(
+            self._snapshot(content),
+            Entry.of(name, 0, marked.state_dict()),
             before_commit=self._run_write_end_hooks if self._hooks.checkpoint_write_end else None,
+            wait=final,
         )
-        progress.load_state_dict(marked.state_dict())
-        _run_apart(self._hooks.checkpoint_upload_end, uuid=str(written))
-        return written
+        self.settle(final=final)
+
+    def settle(self, *, wait: bool = False, final: bool = False) -> None:
+        """Take note of a checkpoint that was written beside the training, or could not be.
+
+        Args:
+            wait: whether to wait for one that is being written.
+            final: whether to raise if it could not be written; otherwise that is logged, and the next one is tried.
+
+        Raises:
+            CheckpointError: see ``final``.
+        """
+        write = self._writer.settle(wait=wait)
+        if write is None:
+            return
+        if write.error is not None:
+            if final or not isinstance(write.error, CheckpointError):
+                raise write.error
+            logger.error(
+                "A checkpoint at batch %d was lost, and training goes on; the next one is tried. The last good one "
+                "is %s. %s",
+                self._marked.batches_trained,
+                self._context.latest_checkpoint,
+                write.error,
+            )
+            return
+        progress, marked = self._context.progress, self._marked
+        progress.last_checkpoint_batch = marked.last_checkpoint_batch
+        if marked.best_checkpoint == write.entry.name and progress.best_metric_batch == marked.best_metric_batch:
+            progress.best_checkpoint = marked.best_checkpoint
+        if not self._is_try:
+            self._context.session.latest_checkpoint = self._context.session.last_checkpoint = write.location
+            logger.info("Checkpoint %s.", write.location)
+        _run_apart(self._hooks.checkpoint_upload_end, uuid=str(write.location))
+
+    def read_back(self) -> None:
+        """Read the checkpoint that was written last, to see that it can be read."""
+        for name in self._writer.names[-1:]:
+            with Checkpoint.open(self._writer.location(name)) as checkpoint:
+                content_of(checkpoint, self._context.state_classes)
+
+    def close(self, error: BaseException | None) -> None:
+        """Wait for what is being written; but give it up if the program is being aborted.
+
+        Args:
+            error: what ended training, if it did not end well.
+        """
+        if isinstance(error, KeyboardInterrupt):
+            self._writer.abort()
+        self.settle(wait=True)
+
+    def best(self) -> Path | str | None:
+        """The checkpoint that holds the best so far, if it is there."""
+        name = self._context.progress.best_checkpoint
+        return self._writer.location(name) if name in self._writer.names else None
 
     def restore(self, checkpoint: Checkpoint, content: dict[str, Any]) -> None:
         """Put a checkpoint's content back into everything but the generators, the stream and the recording.
@@ -110,20 +209,23 @@ class Checkpointing:
         Raises:
             CheckpointMismatchError: it does not fit what is wrapped.
         """
-        self._warn_of_differences(content["made_with"])
+        warn_of_differences(content["made_with"], made_with(self._trial, self._context, self._loader))
         with _named(checkpoint):
-            content["models_state_dict"] = _models_of(checkpoint, content, self._context)
+            content["models_state_dict"] = _models_of(checkpoint, self._context)
+            if not len(self._context.models) == len(content["models_extra_state"]) == len(content["gradients"]):
+                raise CheckpointDamagedError(f"{checkpoint.path}: its weights and its state are of other numbers.")
             for hook in self._hooks.checkpoint_load_start:
                 hook(content)
-            _load_models(content, self._context)
+            _load_models(content["models_state_dict"], content["models_extra_state"], self._context)
             self._load_optimizers(content)
             self._load_scaler(content.get("scaler_state_dict"))
             self._hooks.load_state_dict(content["callbacks"])
             self._load_stateful(content["stateful"])
-            self._load_gradients(content["gradients"])
+            with reading(checkpoint, "gradients"):
+                self._load_gradients(content["gradients"])
             self._context.progress.load_state_dict(content["progress"])
 
-    def _content(self) -> dict[str, Any]:
+    def _content(self, recording: dict[str, Any] | None = None) -> dict[str, Any]:
         context = self._context
         states = [inner_module(model).state_dict() for model in context.models]
         content: dict[str, Any] = {
@@ -135,53 +237,45 @@ class Checkpointing:
             "gradients": [_gradients(model) for model in context.models],
             "stateful": {name: stateful.state_dict() for name, stateful in context.stateful.items()},
             "stream": self._stream.state_dict(),
-            "recording": context.session.recorder.state_dict(),
+            "recording": recording or {},
             "callbacks": self._hooks.state_dict(),
-            "made_with": self._made_with(),
+            "made_with": made_with(self._trial, context, self._loader),
         }
         if context.scaler is not None:
             content["scaler_state_dict"] = context.scaler.state_dict()
-        content["rng_state"] = ours = RngState.capture().state_dict()
+        content["rng_state"] = RngState.capture().state_dict()
+        return content
+
+    def _run_save_start_hooks(self, content: dict[str, Any]) -> None:
+        ours = content["rng_state"]
         for hook in self._hooks.checkpoint_save_start:
             hook(content)
         if self._hooks.checkpoint_save_start and content.get("rng_state") is ours:
             content["rng_state"] = RngState.capture().state_dict()
-        return content
 
-    def _details(self, progress: dict[str, Any]) -> dict[str, Any]:
-        trial_class = type(self._trial)
-        return {
-            "progress": progress,
-            "trial_class": f"{trial_class.__module__}:{trial_class.__qualname__}",
-            "hparams": self._context.given_hparams,
-            "exp_conf": self._context.given_exp_conf,
-            "versions": versions(),
-        }
+    def _snapshot(self, content: dict[str, Any]) -> Snapshot:
+        models = content.pop("models_state_dict")
+        return Snapshot(
+            weights={"model": dict(zip(self._context.model_names, models, strict=True))},
+            state=content,
+            details={
+                "progress": content["progress"],
+                "trial_class": name_of(type(self._trial)),
+                "hparams": self._context.given_hparams,
+                "exp_conf": self._context.given_exp_conf,
+                "versions": versions(),
+            },
+            classes=self._context.state_classes,
+        )
 
-    def _made_with(self) -> dict[str, Any]:
-        """What decides the order of the data and the steps, and may not change if a resume is to be exact."""
-        try:
-            records = len(self._loader.dataset)
-        except (AttributeError, TypeError, NotImplementedError):
-            records = None
-        return {
-            "seed": self._context.get_trial_seed(),
-            "aggregation_frequency": self._context.aggregation_frequency,
-            "records in the training data set": records,
-        }
+    def _classes(self) -> dict[str, type]:
+        """The classes of values that the objects of a fresh run have: those of a checkpoint may be of these.
 
-    def _warn_of_differences(self, made_with: Mapping[str, Any]) -> None:
-        now = self._made_with()
-        for what in now.keys() & made_with.keys():
-            if made_with[what] != now[what]:
-                logger.warning(
-                    "The resumed run goes on otherwise than it was begun: %s was %r and is %r. Its "
-                    "order of data and its "
-                    "steps are not those of an uninterrupted run.",
-                    what,
-                    made_with[what],
-                    now[what],
-                )
+        Their attributes are looked at, and no state is asked for, which may come into being only with the training.
+        """
+        modules = [module for model in self._context.models for module in inner_module(model).modules()]
+        owners = [*self._hooks.by_name.values(), *self._context.stateful.values(), *modules]
+        return classes_in([getattr(owner, "__dict__", {}) for owner in owners])
 
     def _run_write_end_hooks(self, folder: Path) -> None:
         _run_apart(self._hooks.checkpoint_write_end, folder)
@@ -239,38 +333,43 @@ def load_weights_of(checkpoint: Checkpoint, context: TrialContext) -> None:
     Raises:
         CheckpointMismatchError: the models' names, keys or shapes differ.
     """
-    content = content_of(checkpoint)
+    states = [inner_module(model).state_dict() for model in context.models]
+    extra: list[dict[str, Any]] = [{} for _ in states]
+    if any(_others(state) for state in states):  # rare, and the state is larger than the weights
+        extra = content_of(checkpoint, classes_in(states))["models_extra_state"]
     with _named(checkpoint):
-        content["models_state_dict"] = _models_of(checkpoint, content, context)
-        _load_models(content, context)
+        _load_models(_models_of(checkpoint, context), extra, context)
 
 
 @contextmanager
-def weights_loaded_for_a_while(checkpoint: Checkpoint, context: TrialContext) -> Iterator[None]:
+def weights_loaded_for_a_while(path: str | os.PathLike[str], context: TrialContext) -> Iterator[None]:
     """Put the weights of a checkpoint into the wrapped models for the time of a block.
 
     Args:
-        checkpoint: the opened checkpoint.
+        path: the checkpoint.
         context: the context whose models are meant.
 
     Raises:
+        CheckpointError: it cannot be read.
         CheckpointMismatchError: as for ``load_weights_of``; the weights are as they were then.
     """
     modules = [inner_module(model) for model in context.models]
     before = [copy.deepcopy(module.state_dict()) for module in modules]
     try:
-        load_weights_of(checkpoint, context)
+        with context.open_checkpoint(path) as checkpoint:
+            load_weights_of(checkpoint, context)
         yield
     finally:
         for module, state in zip(modules, before, strict=True):
             module.load_state_dict(state)
 
 
-def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
+def content_of(checkpoint: Checkpoint, classes: Mapping[str, type] | None) -> dict[str, Any]:
     """Read the state of a checkpoint, which has to hold every part that this version writes.
 
     Args:
         checkpoint: the opened checkpoint.
+        classes: the enums, named tuples and dataclasses that it may hold, besides registered ones.
 
     Returns:
         The parts by name, without the models' weights.
@@ -278,7 +377,7 @@ def content_of(checkpoint: Checkpoint) -> dict[str, Any]:
     Raises:
         CheckpointDamagedError: a part is missing, or is not what it should be.
     """
-    content = checkpoint.state()
+    content = checkpoint.state(classes)
     if not isinstance(content, dict):
         raise CheckpointDamagedError(
             f"The state in the checkpoint {checkpoint.path} is no dict but {type(content).__name__}."
@@ -309,6 +408,28 @@ def _lacking(content: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 @contextmanager
+def reading(checkpoint: Checkpoint, part: str) -> Iterator[None]:
+    """Say which part of which checkpoint is not what trainlab writes, where its use goes wrong.
+
+    Args:
+        checkpoint: the opened checkpoint.
+        part: the part's name.
+
+    Raises:
+        CheckpointDamagedError: the block raised what values of other kinds raise.
+    """
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointDamagedError(
+            f"The state in the checkpoint {checkpoint.path} is not what trainlab writes: {part}: {error}. "
+            "Use another checkpoint."
+        ) from error
+
+
+@contextmanager
 def _named(checkpoint: Checkpoint) -> Iterator[None]:
     """Name the checkpoint in errors that only know what does not fit."""
     try:
@@ -317,26 +438,18 @@ def _named(checkpoint: Checkpoint) -> Iterator[None]:
         raise CheckpointMismatchError(f"{checkpoint.path}: {error}") from error
 
 
-def _models_of(
-    checkpoint: Checkpoint, content: Mapping[str, Any], context: TrialContext
-) -> list[dict[str, torch.Tensor]]:
+def _models_of(checkpoint: Checkpoint, context: TrialContext) -> list[dict[str, torch.Tensor]]:
     weights = checkpoint.weights("model")
     if sorted(weights) != sorted(context.model_names):
         raise _names_differ("models", list(weights), context.model_names)
-    if not len(weights) == len(content["models_extra_state"]) == len(content["gradients"]):
-        raise CheckpointDamagedError(
-            f"The checkpoint {checkpoint.path} holds {len(weights)} models, and its state is of another number."
-        )
     return [dict(weights[name]) for name in context.model_names]
 
 
-def _load_models(content: Mapping[str, Any], context: TrialContext) -> None:
-    for model, state, extra, name in zip(
-        context.models, content["models_state_dict"], content["models_extra_state"], context.model_names, strict=True
-    ):
+def _load_models(states: list[dict[str, Any]], extra: list[dict[str, Any]], context: TrialContext) -> None:
+    for model, state, others, name in zip(context.models, states, extra, context.model_names, strict=True):
         module = inner_module(model)
         match_keys(_tensors(module.state_dict()), state, f"model {name!r} ({type(module).__qualname__})")
-        module.load_state_dict({**state, **extra})
+        module.load_state_dict({**state, **others})
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, torch.Tensor]:

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
+from trainlab.checkpoint import Checkpoint
 from trainlab.data import BatchStream, to_device
 from trainlab.distributed import DistributedContext
 from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError
-from trainlab.metrics import MetricReducer, ReducerRegistry
+from trainlab.metrics import MetricReducer, MetricStates, ReducerRegistry, holds_torchmetrics
 from trainlab.optim import LRScheduler, average_gradients, owned_parameters
 from trainlab.precision import GradientScaling, Precision
 from trainlab.schedule import Progress
@@ -59,7 +61,7 @@ class TrialContext(RunConfig):
         experimental: switches that may go away.
         progress: every counter of the run.
         device: where models and batches are.
-        latest_checkpoint: the newest valid checkpoint of the run's folder, or None.
+        latest_checkpoint: the newest valid checkpoint of the run (a path; a URL on a remote store), or None.
         run_dir: the run's folder.
     """
 
@@ -94,6 +96,8 @@ class TrialContext(RunConfig):
         self.training_stream: BatchStream | None = None
         # Where the loader was when the fit before this one, or the checkpoint's, ended; given to it once.
         self.stream_state: dict[str, Any] | None = None
+        # The enums, named tuples and dataclasses in the state of a fresh run; None until the first fit.
+        self.state_classes: dict[str, type] | None = None
         # Whether weights and counters in memory may be of different batches: after an error, or after test_mode.
         self.uncertain = False
         self.stop_requested = False
@@ -116,6 +120,8 @@ class TrialContext(RunConfig):
     def wrap_model(self, model: nn.Module, *, name: str | None = None) -> Any:
         """Register a model: it is moved to the device, trained in the run's precision, and saved.
 
+        What torchmetrics objects inside it have accumulated is saved too, apart from the weights.
+
         Args:
             model: the module; may be the result of ``torch.compile``.
             name: its name in checkpoints. Default: its number in the order of wrapping.
@@ -137,6 +143,9 @@ class TrialContext(RunConfig):
         self.precision.attach(model)
         self.models.append(model)
         self.model_names.append(name)
+        if holds_torchmetrics(inner_module(model)):
+            # No name of the user's has a dot.
+            self.stateful[f"{name}.torchmetrics"] = MetricStates(inner_module(model))
         return model
 
     def wrap_optimizer(
@@ -260,7 +269,8 @@ class TrialContext(RunConfig):
         """Register a reducer of your own, whose results join the metrics.
 
         Args:
-            reducer: a MetricReducer, or a function of the list of all values given to ``update``.
+            reducer: a MetricReducer, a torchmetrics object (reset and computed by trainlab, updated by you), or a
+                function of the list of all values given to ``update``.
             name: the metric's name; None if the result is a dict of metrics.
             for_training: whether it is reduced at each report.
             for_validation: whether it is reduced at each validation.
@@ -280,7 +290,8 @@ class TrialContext(RunConfig):
 
         Args:
             name: its name in checkpoints.
-            stateful: an object with ``state_dict`` and ``load_state_dict``.
+            stateful: an object with ``state_dict`` and ``load_state_dict``. Of torchmetrics objects, and of those in a
+                module, what they have accumulated is saved too.
 
         Returns:
             The same object.
@@ -297,7 +308,9 @@ class TrialContext(RunConfig):
                 f"register_stateful takes an object with state_dict and load_state_dict. Received: "
                 f"{type(stateful).__qualname__}."
             )
-        self.stateful[_checked_name(name, self.stateful, "stateful object")] = stateful
+        name = _checked_name(name, self.stateful, "stateful object")
+        holds = holds_torchmetrics(stateful)
+        self.stateful[name] = MetricStates(stateful, whole=True) if holds else stateful
         return stateful
 
     def configure_apex_amp(self, models: Any, optimizers: Any, enabled: bool | None = True, **options: Any) -> Any:
@@ -536,9 +549,25 @@ class TrialContext(RunConfig):
         """
         return self.session.folder.path
 
+    def open_checkpoint(self, path: str | os.PathLike[str]) -> Checkpoint:
+        """Open a checkpoint, of this run or another; its files are compared with their checksums as they are read.
+
+        Args:
+            path: its folder, or its URL; a URL is opened with the ``storage_options`` of this run.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        is_remote = "://" in os.fspath(path)
+        options = self.session.storage_options if is_remote else None
+        return Checkpoint.open(path, verify=False, storage_options=options)
+
     @property
-    def latest_checkpoint(self) -> Path | None:
-        """The newest valid checkpoint of the run's folder, or None."""
+    def latest_checkpoint(self) -> Path | str | None:
+        """The newest valid checkpoint of the run: a path, a URL on a remote store, or None."""
         return self.session.latest_checkpoint
 
     def get_tensorboard_path(self) -> Path:

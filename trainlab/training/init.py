@@ -1,6 +1,7 @@
 """init: opens a run and gives its context."""
 
 import contextlib
+import logging
 import operator
 import os
 import platform
@@ -17,10 +18,13 @@ from trainlab.distributed import DistributedContext, seed_all
 from trainlab.errors import InvalidTypeError, InvalidValueError
 from trainlab.experiments import RunFolder
 from trainlab.precision import Precision
+from trainlab.storage import open_store
 from trainlab.training.context import TrialContext
 from trainlab.training.session import Session
 
 __all__ = ["init", "open_context", "versions"]
+
+logger = logging.getLogger("trainlab.training")
 
 UNEVEN = ("scale", "drop", "pad")
 
@@ -39,6 +43,8 @@ def init(
     enable_tensorboard_logging: bool = True,
     progress: bool = True,
     uneven: str = "scale",
+    checkpoint_storage: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> TrialContext:
     """Open a run, new or continued, and return its context.
 
@@ -51,8 +57,8 @@ def init(
         distributed: who this process is. Default: found out.
         aggregation_frequency: optimizers step at every so-manieth batch, on summed gradients. Default 1.
         name: the run's name, for its folder ``runs/<name>/…``. Default: the script's name.
-        run_dir: the run's folder exactly; if it holds a run, that run is continued. Default: the environment
-            variable TRAINLAB_RUN_DIR, or a new folder.
+        run_dir: the run's folder exactly, or any URL that fsspec knows (``s3://bucket/runs/a``); if it holds a run,
+            that run is continued. Default: the environment variable TRAINLAB_RUN_DIR, or a new folder.
         seed: the run's seed, an int ≥ 0. Default: that of the run in ``run_dir``, the environment variable
             TRAINLAB_SEED, or 0.
         precision: "fp32", "bf16" or "fp16". Default "fp32".
@@ -60,6 +66,9 @@ def init(
         enable_tensorboard_logging: whether trainlab writes its own TensorBoard series. Default True.
         progress: whether to show a progress bar, or lines where there is no terminal. Default True.
         uneven: how several ranks treat a batch that they cannot share evenly: "scale", "drop" or "pad".
+        checkpoint_storage: where checkpoints go, a folder or any URL that fsspec knows; of this run alone.
+            Default: where those of the run in ``run_dir`` are, else ``checkpoints`` in its folder.
+        storage_options: what the file system of the URLs asks for (keys, endpoints), as fsspec has it. Default none.
 
     Returns:
         The context, to be given to the Trial and to the Trainer.
@@ -83,6 +92,8 @@ def init(
         enable_tensorboard_logging=enable_tensorboard_logging,
         progress=progress,
         uneven=uneven,
+        checkpoint_storage=checkpoint_storage,
+        storage_options=storage_options,
     )
 
 
@@ -101,6 +112,8 @@ def open_context(
     enable_tensorboard_logging: bool,
     progress: bool,
     uneven: str,
+    checkpoint_storage: str | os.PathLike[str] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
 ) -> TrialContext:
     """Open a run whose context is of a given class; the arguments are those of ``init``.
 
@@ -118,6 +131,8 @@ def open_context(
         enable_tensorboard_logging: see ``init``.
         progress: see ``init``.
         uneven: see ``init``.
+        checkpoint_storage: see ``init``.
+        storage_options: see ``init``.
 
     Returns:
         The context.
@@ -127,15 +142,26 @@ def open_context(
     _check_aggregation(aggregation_frequency)
     _check_choices(name=name, uneven=uneven, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
     chosen = Precision(precision, _device(device))
+    if run_dir is None:
+        run_dir = os.environ.get("TRAINLAB_RUN_DIR") or None
+    _check_storage(checkpoint_storage, storage_options, run_dir)
     folder = RunFolder.open(
         name=_script_name() if name is None else name,
-        run_dir=run_dir if run_dir is not None else os.environ.get("TRAINLAB_RUN_DIR") or None,
+        run_dir=run_dir,
+        storage_options=storage_options if _is_url(run_dir) else None,
     )
     with contextlib.ExitStack() as undone:
         undone.callback(folder.close)
         begun_with = folder.record.get("seed")
         seed = begun_with if seed is None and isinstance(begun_with, int) else default_seed
-        session = Session(folder, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
+        checkpoint_storage = _remembered_storage(folder, checkpoint_storage)
+        session = Session(
+            folder,
+            progress=progress,
+            enable_tensorboard_logging=enable_tensorboard_logging,
+            checkpoint_storage=checkpoint_storage,
+            storage_options=storage_options,
+        )
         undone.callback(session.close)
         context = context_class(
             hparams=hparams,
@@ -149,7 +175,11 @@ def open_context(
         )
         if hparams is not None or not folder.continues:
             folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
-        folder.write_record(seed=seed, device=str(chosen.device), versions=versions(), status="running")
+        storage = None if checkpoint_storage is None else session.checkpoints.url
+        folder.write_record(
+            seed=seed, device=str(chosen.device), versions=versions(), checkpoint_storage=storage, status="running"
+        )
+        folder.push()
         undone.pop_all()
     seed_all(seed)
     return context
@@ -159,7 +189,7 @@ def versions() -> dict[str, str]:
     """Return the versions that decide how a run computes, by name."""
     return {
         "trainlab": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "numpy": numpy.__version__,
         "python": platform.python_version(),
     }
@@ -175,6 +205,37 @@ def _check_types(*, hparams: Any, exp_conf: Any, distributed: Any, run_dir: Any)
         raise InvalidTypeError(f"run_dir must be a path or None. Received: {run_dir!r}.")
     if run_dir is not None and not os.fspath(run_dir):
         raise InvalidValueError("run_dir is empty. Received: ''. Name a folder, or leave it out for a new one.")
+
+
+def _is_url(place: Any) -> bool:
+    return place is not None and "://" in os.fspath(place)
+
+
+def _check_storage(storage: Any, options: Any, run_dir: Any) -> None:
+    if storage is not None and (not isinstance(storage, str | os.PathLike) or not os.fspath(storage)):
+        raise InvalidTypeError(f"checkpoint_storage must be a path, a URL or None. Received: {storage!r}.")
+    if options is None:
+        return
+    if not isinstance(options, Mapping):
+        raise InvalidTypeError(f"storage_options must be a dict. Received: {type(options).__qualname__}.")
+    if options and not _is_url(storage) and not _is_url(run_dir):
+        raise InvalidValueError(
+            f"storage_options are for URLs, and neither run_dir nor checkpoint_storage is one. Received: "
+            f"{sorted(map(str, options))}. Leave them out, or pass a URL such as s3://bucket/runs/a."
+        )
+
+
+def _remembered_storage(folder: RunFolder, given: Any) -> Any:
+    """Where the checkpoints are: a run goes on with those that it has, also if nobody says where they are."""
+    before = folder.record.get("checkpoint_storage")
+    if given is None:
+        return before
+    place = open_store(given).url if not _is_url(given) else os.fspath(given).rstrip("/")
+    if folder.continues and place != (before or str(folder.checkpoints_place)):
+        logger.warning(
+            "This run had its checkpoints in %s, and goes on with those in %s.", before or folder.checkpoints_place, place
+        )
+    return given
 
 
 def _check_aggregation(frequency: Any) -> None:

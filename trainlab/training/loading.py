@@ -25,6 +25,7 @@ def load_trial_from_checkpoint_path(
     trial_kwargs: Mapping[str, Any] | None = None,
     torch_load_kwargs: Mapping[str, Any] | None = None,
     *,
+    storage_options: Mapping[str, Any] | None = None,
     context_class: type[TrialContext] = TrialContext,
 ) -> Trial:
     """Build a Trial with the hyperparameters of a checkpoint, and load its models' weights.
@@ -32,11 +33,12 @@ def load_trial_from_checkpoint_path(
     No code comes from the checkpoint, and none is imported because it names it.
 
     Args:
-        path: the checkpoint's folder.
+        path: the checkpoint's folder, or its URL.
         trial_class: the Trial's class. Default: the class that the checkpoint names, if the module that
             defines it is imported already.
         trial_kwargs: further keyword arguments of the class. Default none.
         torch_load_kwargs: only ``map_location``, the device to load to. Default: the CPU.
+        storage_options: what the file system of a URL asks for, as fsspec has it. Default none.
         context_class: the class of the context to make.
 
     Returns:
@@ -57,7 +59,17 @@ def load_trial_from_checkpoint_path(
             f"torch_load_kwargs may only hold 'map_location': weights are read from safetensors, not by torch.load. "
             f"Received: {sorted(options)}."
         )
-    checkpoint = Checkpoint.open(path)
+    with Checkpoint.open(path, verify=False, storage_options=storage_options) as checkpoint:
+        return _loaded(checkpoint, trial_class, trial_kwargs, device, context_class)
+
+
+def _loaded(
+    checkpoint: Checkpoint,
+    trial_class: type[Trial] | None,
+    trial_kwargs: Mapping[str, Any] | None,
+    device: torch.device,
+    context_class: type[TrialContext],
+) -> Trial:
     trial_class = _named_class(checkpoint) if trial_class is None else trial_class
     if not (isinstance(trial_class, type) and issubclass(trial_class, Trial)):
         raise InvalidTypeError(f"trial_class must be a subclass of trainlab.Trial. Received: {trial_class!r}.")

@@ -2,11 +2,20 @@
 
 import os
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
-from trainlab.checkpoint import Checkpoint, list_checkpoints
+from trainlab.checkpoint import MODES, Checkpoint, Retention, list_checkpoints
 from trainlab.data import BatchStream
-from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError, TrialDefinitionError
+from trainlab.errors import (
+    CheckpointMismatchError,
+    InvalidStateError,
+    InvalidTypeError,
+    InvalidValueError,
+    TrialDefinitionError,
+)
+from trainlab.schedule import Progress
+from trainlab.storage import Store
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
 from trainlab.training.evaluation import Evaluator
@@ -43,16 +52,18 @@ def check_trainable(trial: Any, context: Any) -> None:
     check_trial(trial, validates=False)
 
 
-def check_choices(policy: Any, metric: Any, **switches: Any) -> None:
+def check_choices(policy: Any, metric: Any, retention: Any, mode: Any, **switches: Any) -> None:
     """Refuse arguments of ``fit`` that cannot be used.
 
     Args:
         policy: the checkpoint policy.
         metric: the metric's name, or None.
+        retention: which checkpoints are kept, or None.
+        mode: how checkpoints are written.
         **switches: arguments that must be True or False.
 
     Raises:
-        InvalidValueError: the policy is unknown.
+        InvalidValueError: the policy or the mode is unknown.
         InvalidTypeError: another argument has the wrong type.
     """
     if policy not in POLICIES:
@@ -61,6 +72,10 @@ def check_choices(policy: Any, metric: Any, **switches: Any) -> None:
         )
     if metric is not None and not isinstance(metric, str):
         raise InvalidTypeError(f"metric must be the name of a validation metric. Received: {metric!r}.")
+    if retention is not None and not isinstance(retention, Retention):
+        raise InvalidTypeError(f"retention must be a trainlab.Retention or None. Received: {retention!r}.")
+    if mode not in MODES:
+        raise InvalidValueError(f"checkpoint_mode must be one of {', '.join(map(repr, MODES))}. Received: {mode!r}.")
     for name, value in switches.items():
         if not isinstance(value, bool):
             raise InvalidTypeError(f"{name} must be True or False. Received: {value!r}.")
@@ -104,11 +119,12 @@ def resume_point(
             "nothing certain to go on from. Pass latest_checkpoint=ctx.latest_checkpoint (now "
             f"{context.latest_checkpoint}), or begin anew with a new context and Trial."
         )
-    there = list_checkpoints(context.run_dir / "checkpoints")
+    store = context.session.checkpoints
+    there = list_checkpoints(store)
     if there and context.progress.batches_trained == 0:
         none_valid = "" if context.latest_checkpoint else ", but none of them is valid, see the log"
         raise InvalidStateError(
-            f"The run's folder {context.run_dir} holds {len(there)} checkpoints{none_valid}, and fit was told to start "
+            f"The run holds {len(there)} checkpoints in {store.url}{none_valid}, and fit was told to start "
             "from the beginning. To resume, pass latest_checkpoint=ctx.latest_checkpoint. To start anew, use another "
             "run_dir."
         )
@@ -118,15 +134,24 @@ def resume_point(
 def _opened(context: TrialContext, latest_checkpoint: Any) -> Checkpoint:
     if not isinstance(latest_checkpoint, str | os.PathLike):
         raise InvalidTypeError(f"latest_checkpoint must be a path or None. Received: {latest_checkpoint!r}.")
-    checkpoint = Checkpoint.open(latest_checkpoint)
-    own = context.run_dir / "checkpoints"
-    if checkpoint.path.resolve().parent != own.resolve() and list_checkpoints(own):
+    checkpoint = context.open_checkpoint(latest_checkpoint)
+    try:
+        Progress().load_state_dict(checkpoint.progress)
+    except CheckpointMismatchError as error:
+        raise CheckpointMismatchError(f"{checkpoint.path}: {error}") from error
+    store = context.session.checkpoints
+    if not _is_in(store, checkpoint.path) and list_checkpoints(store):
         raise InvalidStateError(
-            f"The checkpoint {checkpoint.path} is of another run, and the run's folder "
-            f"{context.run_dir} holds checkpoints "
-            "and metrics of its own, which would be lost. To go on from it, use a new run_dir."
+            f"The checkpoint {checkpoint.path} is of another run, and this run ({context.run_dir}, {store.url}) holds "
+            "checkpoints and metrics of its own, which would be lost. To go on from it, use a new run_dir."
         )
     return checkpoint
+
+
+def _is_in(store: Store, path: Path | str) -> bool:
+    if isinstance(path, Path):
+        return store.is_local and path.resolve().parent == Path(store.location()).resolve()
+    return path.rpartition("/")[0] == store.url
 
 
 def open_stream(context: TrialContext, loader: Any, role: str) -> BatchStream:

@@ -122,7 +122,7 @@ def _is_not_finite(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def say_where(context: TrialContext, last_checkpoint: Path | None, *, test_mode: bool, stopped: bool) -> None:
+def say_where(context: TrialContext, last_checkpoint: Path | str | None, *, test_mode: bool, stopped: bool) -> None:
     """Tell a person where the run is, and how to go on with it.
 
     Args:
@@ -134,10 +134,10 @@ def say_where(context: TrialContext, last_checkpoint: Path | None, *, test_mode:
     if test_mode:
         context.session.display.say("Test mode: one batch was trained, and a checkpoint written and read back.")
         return
-    command = shlex.join(sys.orig_argv)
+    command, place = shlex.join(sys.orig_argv), str(context.session.folder.place)
     text = (
-        f"Run folder: {context.run_dir}\nLast checkpoint: {last_checkpoint}\n"
-        f"To go on from it: TRAINLAB_RUN_DIR={shlex.quote(str(context.run_dir))} {command}"
+        f"Run folder: {place}\nLast checkpoint: {last_checkpoint}\n"
+        f"To go on from it: TRAINLAB_RUN_DIR={shlex.quote(place)} {command}"
     )
     unseen = isinstance(context.session.display, NoDisplay)
     # A warning would not do: it goes to the run's log alone where nobody set up logging.

@@ -17,7 +17,7 @@ class FitResult:
         progress: the counters at the end, a copy.
         metrics: the last validation's metrics; empty without one.
         best_metric: the best value so far of the metric named to ``fit``, or None.
-        last_checkpoint: the newest checkpoint; None after ``test_mode``.
+        last_checkpoint: the newest checkpoint, a path (a URL on a remote store); None after ``test_mode``.
         best_checkpoint: the checkpoint of the best validation, if one was made.
         stop_reason: "max_length" or "stop_requested".
     """
@@ -25,6 +25,6 @@ class FitResult:
     progress: Progress
     metrics: dict[str, Any]
     best_metric: float | None
-    last_checkpoint: Path | None
-    best_checkpoint: Path | None
+    last_checkpoint: Path | str | None
+    best_checkpoint: Path | str | None
     stop_reason: Literal["max_length", "stop_requested"]

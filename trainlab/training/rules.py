@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trainlab.checkpoint import Retention
 from trainlab.data import DataLoader
 from trainlab.errors import InvalidStateError
 from trainlab.metrics import MetricRules
@@ -17,11 +18,17 @@ class TrainingRules:
         cuts_epochs_by_len: whether an epoch ends after ``len(loader)`` batches, with one
             iterator going on over the epochs, rather than when the loader ends.
         tries_validation: whether one validation batch is tried before training.
+        tries_checkpoint: whether a checkpoint is laid out, and not written, after the first optimizer step.
+        retention: which checkpoints are kept if ``fit`` is not told.
+        writes_beside_training: whether checkpoints may be written while training goes on.
     """
 
     metrics: MetricRules = MetricRules()
     cuts_epochs_by_len: bool = False
     tries_validation: bool = True
+    tries_checkpoint: bool = True
+    retention: Retention = Retention()
+    writes_beside_training: bool = True
 
     def checkpoint_policy(self, policy: str, metric: str | None) -> str:
         """Return the policy in force.

@@ -1,8 +1,10 @@
 """Session: the open files of a run, held from ``trainlab.init`` to the context's end."""
 
 import atexit
+import contextlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from trainlab.checkpoint import latest_checkpoint, remove_rubbish
 from trainlab.errors import InvalidStateError, TrainlabError
 from trainlab.experiments import RunFolder
 from trainlab.recording import Display, JsonlBackend, LineDisplay, Recorder, TensorBoardBackend, make_display
+from trainlab.storage import open_store
 
 __all__ = ["Session"]
 
@@ -23,25 +26,41 @@ class Session:
         folder: the run's folder, locked by this process; None for a context that only loads a Trial.
         progress: whether to show a bar or lines.
         enable_tensorboard_logging: whether trainlab writes its own TensorBoard series.
+        checkpoint_storage: where the checkpoints are; None for the folder's own place.
+        storage_options: for a place that is a URL, what its file system asks for.
 
     Attributes:
+        checkpoints: the store of the checkpoints.
         latest_checkpoint: the newest valid checkpoint, or None.
+        last_checkpoint: the one that the last fit went on from or made, or None.
         display: what a person sees.
         recorder: what is written.
         ended_by: what ended the last fit, if it did not end well.
     """
 
-    def __init__(self, folder: RunFolder | None, *, progress: bool, enable_tensorboard_logging: bool) -> None:
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        *,
+        progress: bool,
+        enable_tensorboard_logging: bool,
+        checkpoint_storage: str | os.PathLike[str] | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
         self._folder = folder
-        self.latest_checkpoint: Path | None = None
+        self.storage_options = storage_options
+        self.latest_checkpoint: Path | str | None = None
+        self.last_checkpoint: Path | str | None = None
         self.display = make_display(progress)
         self.ended_by: BaseException | None = None
         self._closed = folder is None
         self._pid = os.getpid()
         if folder is None:
             return
-        remove_rubbish(folder.checkpoints)
-        self.latest_checkpoint = latest_checkpoint(folder.checkpoints)
+        place = folder.checkpoints_place if checkpoint_storage is None else checkpoint_storage
+        self.checkpoints = open_store(place, storage_options if "://" in os.fspath(place) else None)
+        remove_rubbish(self.checkpoints)
+        self.latest_checkpoint = latest_checkpoint(self.checkpoints)
         self._tensorboard = TensorBoardBackend(folder.tensorboard)
         self._tensorboard.enabled = enable_tensorboard_logging
         self.recorder = Recorder(folder.path, [JsonlBackend(folder.metrics_file), self._tensorboard])
@@ -83,6 +102,19 @@ class Session:
         """Whether the run can still be trained: it has a folder and was not closed."""
         return not self._closed
 
+    def secure_series(self) -> None:
+        """Bring what was recorded so far to the disk, or to the run's store: a checkpoint must not be ahead of it.
+
+        Called beside the training; the recorder was flushed when the checkpoint was taken.
+
+        Raises:
+            OSError: it cannot be done.
+        """
+        for path in self.recorder.files():
+            with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+                os.fsync(file.fileno())
+        self.folder.push()
+
     def close(self, error: BaseException | None = None) -> None:
         """Close the files and the lock, and write down how the run ended.
 
@@ -96,18 +128,19 @@ class Session:
         atexit.unregister(self.close)
         logging.getLogger("trainlab").removeHandler(self._warnings)
         try:
-            self.display.close()
-            self.recorder.close()
-            self.folder.write_record(
-                status=_status(error), error=None if error is None else f"{type(error).__name__}: {error}"
-            )
+            try:
+                self.display.close()
+                self.recorder.close()
+                self.folder.write_record(
+                    status=_status(error), error=None if error is None else f"{type(error).__name__}: {error}"
+                )
+            finally:
+                self.folder.close()
         except (OSError, TrainlabError) as failure:
             if error is None:
                 raise
             # What ended the run is what a person must see; this may be its consequence (a full disk).
             logger.error("The run's files could not be closed properly: %s", failure)
-        finally:
-            self.folder.close()
 
 
 class _Warnings(logging.Handler):

@@ -10,14 +10,14 @@ import logging
 import os
 import tempfile
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from trainlab.checkpoint import Checkpoint
+from trainlab.checkpoint import Checkpoint, CheckpointWriter, Retention, SaveMode
 from trainlab.distributed import RngState, preserved_rng
 from trainlab.schedule import Action, Batch, Plan, TrainUnit
+from trainlab.storage import open_store
 from trainlab.training.callback import CallbackHooks
-from trainlab.training.checkpointing import Checkpointing, content_of, weights_loaded_for_a_while
+from trainlab.training.checkpointing import Checkpointing, content_of, reading, weights_loaded_for_a_while
 from trainlab.training.context import TrialContext
 from trainlab.training.judging import Judge
 from trainlab.training.opening import (
@@ -37,6 +37,9 @@ __all__ = ["Trainer"]
 
 logger = logging.getLogger("trainlab.training")
 
+# An optimizer that trainlab does not step is taken to have stepped by then.
+_BATCHES_BEFORE_TRY = 64
+
 
 class Trainer:
     """Trains a Trial, validates it, and makes checkpoints.
@@ -54,7 +57,6 @@ class Trainer:
         check_trainable(trial, context)
         self._trial = trial
         self.context = context
-        self._last_checkpoint: Path | None = None
 
     def fit(
         self,
@@ -69,6 +71,8 @@ class Trainer:
         *,
         metric: str | None = None,
         smaller_is_better: bool = True,
+        retention: Retention | None = None,
+        checkpoint_mode: SaveMode = "async",
     ) -> FitResult:
         """Train until ``max_length``, counted from the run's beginning; a second call goes on.
 
@@ -86,6 +90,10 @@ class Trainer:
                 on the disk. Default False.
             metric: the validation metric that tells which checkpoint is the best. Default: none is.
             smaller_is_better: whether a smaller value of it is better. Default True.
+            retention: which checkpoints are kept. Default: the last two, and the best one by ``metric``.
+            checkpoint_mode: how training goes on while a checkpoint is written. "async": on a copy of its tensors, in
+                memory kept for that; "fork": a forked child has the copy (Linux, CPU; otherwise as "async"); "sync":
+                it waits. Default "async".
 
         Returns:
             Counters, last metrics, best metric and checkpoints.
@@ -94,7 +102,8 @@ class Trainer:
             InvalidValueError: an argument cannot be used.
             InvalidTypeError: an argument has the wrong type.
             InvalidStateError: the context is closed, or a checkpoint must be passed and was not.
-            CheckpointError: a checkpoint cannot be read or written.
+            CheckpointError: a checkpoint cannot be read, the state cannot be saved, or the last checkpoint
+                cannot be written; one before is logged as an error, and the next is tried.
             SystemExit: a signal ended the run, after a checkpoint was made.
         """
         context, progress = self.context, self.context.progress
@@ -102,6 +111,8 @@ class Trainer:
         check_choices(
             checkpoint_policy,
             metric,
+            retention,
+            checkpoint_mode,
             step_zero_validation=step_zero_validation,
             test_mode=test_mode,
             smaller_is_better=smaller_is_better,
@@ -115,20 +126,25 @@ class Trainer:
         self._validates = validation_period is not None or metric is not None or step_zero_validation
         check_trial(self._trial, validates=self._validates)
         checkpoint = resume_point(context, latest_checkpoint, uncertain=context.uncertain)
-        content = None if checkpoint is None else content_of(checkpoint)
-        first_batch = progress.batches_trained if content is None else content["progress"]["batches_trained"]
+        first_batch = progress.batches_trained if checkpoint is None else checkpoint.progress["batches_trained"]
         if test_mode:
             self._plan = Plan(max_length=Batch(first_batch + 1), reporting_period=reporting_period)
         self._policy = context.rules.checkpoint_policy(checkpoint_policy, metric)
         self._judge = Judge(metric, smaller_is_better)
         self._test_mode = test_mode
+        self._untried = context.rules.tries_checkpoint and not test_mode
+        self._write_options: dict[str, Any] = {
+            "mode": checkpoint_mode if context.rules.writes_beside_training else "sync",
+            "retention": context.rules.retention if retention is None else retention,
+            "metric": metric,
+            "smaller_is_better": smaller_is_better,
+        }
         if self._policy == "best" and metric is None:
             logger.info("No metric is named to fit, so that no best checkpoint is kept. Name one: fit(metric='loss').")
         with ExitStack() as closing:
             closing.push(self._end)
             signals = closing.enter_context(StopSignals(context))
-            self._open(closing, checkpoint, content, first_batch)
-            del content  # as large as the optimizers' states
+            self._open(closing, checkpoint, first_batch)
             if not step_zero_validation or first_batch > 0:
                 self._try_validation()
             for hook in self._hooks.training_start:
@@ -143,7 +159,7 @@ class Trainer:
             self._train()
             context.uncertain = test_mode
         logger.info("Trained up to batch %d.", progress.batches_trained)
-        say_where(context, self._last_checkpoint, test_mode=test_mode, stopped=signals.received is not None)
+        say_where(context, context.session.last_checkpoint, test_mode=test_mode, stopped=signals.received is not None)
         if signals.received is not None:
             # Raised here, where everything is closed; the run's record is written when the context closes.
             context.session.ended_by = SystemExit(128 + signals.received)
@@ -161,8 +177,9 @@ class Trainer:
             self._at_boundary()
             if context.stop_requested:
                 break
+        self._checkpointing.settle(wait=True)
         if progress.last_checkpoint_batch != progress.batches_trained:
-            self._checkpoint()  # a stop at a batch at which none was due
+            self._checkpoint(final=True)  # a stop at a batch at which none was due, or none was written
         if progress.batches_trained > first_batch:
             self.context.stream_state = self._batches.state_dict()
 
@@ -175,7 +192,10 @@ class Trainer:
         while True:
             if progress.batches_in_epoch == 0:
                 self._start_epoch()
-            self._train_batches(self._plan.next_boundary(progress, self._batches.epoch_length))
+            until = self._plan.next_boundary(progress, self._batches.epoch_length)
+            self._train_batches(progress.batches_trained + 1 if self._untried else until)
+            if self._untried:
+                self._try_checkpoint()
             # Asked, rather than seen: the epoch's last batch may be the boundary's, and nobody may know its length.
             if self._batches.exhausted():
                 self._end_epoch()
@@ -222,10 +242,11 @@ class Trainer:
 
     def _at_boundary(self) -> None:
         """Report, validate, checkpoint: always in this order, so that a checkpoint holds what judges it."""
-        progress = self.context.progress
+        context, progress = self.context, self.context.progress
         if not progress.at_epoch_end:
             progress.records_in_epoch = self._batches.position()
         due = self._plan.due(progress)
+        self._checkpointing.settle()
         if progress.last_report_batch != progress.batches_trained:
             self._reporter.report()
         is_best = False
@@ -233,7 +254,7 @@ class Trainer:
             is_best = self._judge.note(self._validate(), progress)
         by_policy = Action.VALIDATE in due and (self._policy == "all" or (self._policy == "best" and is_best))
         if Action.CHECKPOINT in due or by_policy:
-            self._checkpoint()
+            self._checkpoint(final=self._plan.finished(progress) or context.stop_requested)
 
     def _validate(self) -> dict[str, Any]:
         """Validate, and tell everyone."""
@@ -245,20 +266,24 @@ class Trainer:
         progress.validation_metrics = metrics
         return metrics
 
-    def _checkpoint(self) -> None:
-        """Write a checkpoint, which also writes into the progress that there is one at this batch."""
-        path = self._checkpointing.save()
+    def _checkpoint(self, *, final: bool) -> None:
+        """Make a checkpoint, which is written while training goes on, but for the final one."""
+        self._checkpointing.save(final=final or self._test_mode)
         if self._test_mode:
-            Checkpoint.open(path).state()
-        else:
-            logger.info("Checkpoint %s.", path)
-            self._last_checkpoint = self.context.session.latest_checkpoint = path
+            self._checkpointing.read_back()
+
+    def _try_checkpoint(self) -> None:
+        """Find out whether the state can be saved at all, as soon as an optimizer has a state."""
+        steps = self.context.progress.optimizer_steps.values()
+        self._batches_tried += 1
+        if sum(steps) > self._steps_at_start or self._batches_tried == _BATCHES_BEFORE_TRY:
+            self._untried = False
+            by_policy = self._policy != "none" and self._plan.validation_period is not None
+            self._checkpointing.try_in_memory(before_the_end=by_policy or self._plan.checkpoint_period is not None)
 
     # -- before and after --------------------------------------------------------------------
 
-    def _open(
-        self, closing: ExitStack, checkpoint: Checkpoint | None, content: dict[str, Any] | None, first_batch: int
-    ) -> None:
+    def _open(self, closing: ExitStack, checkpoint: Checkpoint | None, first_batch: int) -> None:
         """Start the callbacks, build the loaders, and restore everything but the generators."""
         context, progress, trial = self.context, self.context.progress, self._trial
         logger.info("Training from batch %d.", first_batch)
@@ -269,14 +294,25 @@ class Trainer:
         closing.callback(self._batches.close)
         self._evaluator = open_evaluator(trial, context, hooks, closing, required=self._validates)
         self._reporter = Reporter(context, hooks, records=not self._test_mode)
-        root = context.run_dir / "checkpoints"
+        store = context.session.checkpoints
         if self._test_mode:
-            root = Path(closing.enter_context(tempfile.TemporaryDirectory()))
-        self._checkpointing = Checkpointing(trial, context, hooks, loader, self._batches, root)
+            store = open_store(closing.enter_context(tempfile.TemporaryDirectory()))
+        writer = CheckpointWriter(
+            store,
+            pinned=context.device.type == "cuda",
+            whole=context.latest_checkpoint,
+            before_publish=_nothing if self._test_mode else context.session.secure_series,
+            **self._write_options,
+        )
+        self._checkpointing = Checkpointing(
+            trial, context, hooks, loader, self._batches, writer, is_try=self._test_mode
+        )
+        closing.push(lambda kind, error, traceback: self._checkpointing.close(error))
         # Put back last of all, so that nothing that is done before the first batch can change them.
         self._rng: RngState | None = None
-        if checkpoint is not None and content is not None:
-            self._restore(checkpoint, content)
+        if checkpoint is not None:
+            with checkpoint:
+                self._restore(checkpoint)
         elif first_batch == 0 and not self._test_mode:
             context.session.recorder.restore(None)
         if progress.batches_in_epoch:
@@ -287,19 +323,25 @@ class Trainer:
                     batches=progress.batches_in_epoch,
                     state=context.stream_state,
                 )
+        self._steps_at_start, self._batches_tried = sum(progress.optimizer_steps.values()), 0
         closing.enter_context(context.training(self._batches, first_batch))
         closing.callback(context.session.display.close)
         context.session.display.start(progress, self._plan, lambda: self._batches.epoch_length)
 
-    def _restore(self, checkpoint: Checkpoint, content: dict[str, Any]) -> None:
+    def _restore(self, checkpoint: Checkpoint) -> None:
         logger.info("Resuming from %s.", checkpoint.path)
+        content = content_of(checkpoint, self.context.state_classes)
         self.context.uncertain = True
         self._checkpointing.restore(checkpoint, content)
         if not self._test_mode:
-            self.context.session.recorder.restore(content["recording"])
+            with reading(checkpoint, "recording"):
+                self.context.session.recorder.restore(content["recording"])
         self.context.stream_state = content["stream"]
-        self._rng = RngState.from_state_dict(content["rng_state"])
-        self._last_checkpoint = checkpoint.path
+        with reading(checkpoint, "rng_state"), preserved_rng():
+            self._rng = RngState.from_state_dict(content["rng_state"])
+            self._rng.restore()  # to see that the generators take it
+        checkpoint.verify()  # files that a callback added, too
+        self.context.session.last_checkpoint = checkpoint.path
 
     def _try_validation(self) -> None:
         """Evaluate one batch before training, so that a mistake there is found now; it leaves no trace."""
@@ -314,19 +356,14 @@ class Trainer:
 
     def _result(self) -> FitResult:
         progress = self.context.progress.copy()
-        best = progress.best_checkpoint
         return FitResult(
             progress=progress,
             metrics=dict(progress.validation_metrics),
             best_metric=progress.best_metric,
-            last_checkpoint=None if self._test_mode else self._last_checkpoint,
-            best_checkpoint=None if best is None or self._test_mode else self._best_path(best),
+            last_checkpoint=None if self._test_mode else self.context.session.last_checkpoint,
+            best_checkpoint=None if self._test_mode else self._checkpointing.best(),
             stop_reason="max_length" if self._plan.finished(progress) else "stop_requested",
         )
-
-    def _best_path(self, name: str) -> Path | None:
-        path = self.context.run_dir / "checkpoints" / name
-        return path if path.is_dir() else None  # it may be in the folder of another run, which this one went on from
 
     # -- besides training --------------------------------------------------------------------
 
@@ -350,7 +387,7 @@ class Trainer:
             hooks = CallbackHooks(self._trial.build_callbacks())
             hooks.startup(closing, self.context.progress.batches_trained, None)
             if latest_checkpoint is not None:
-                closing.enter_context(weights_loaded_for_a_while(Checkpoint.open(latest_checkpoint), self.context))
+                closing.enter_context(weights_loaded_for_a_while(latest_checkpoint, self.context))
             evaluator = open_evaluator(self._trial, self.context, hooks, closing, required=True)
             assert evaluator is not None  # it is required; kept for the type checker
             return evaluator.run()
@@ -370,3 +407,7 @@ class Trainer:
             begin_on_batch: not used.
             end_after_batch: not used.
         """
+
+
+def _nothing() -> None:
+    """Stand in where there is nothing to do."""

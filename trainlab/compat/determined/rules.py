@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from trainlab.checkpoint import Retention
 from trainlab.data import DataLoader
 from trainlab.errors import InvalidStateError, MetricError
 from trainlab.metrics import MetricRules, Reducer, host_array
@@ -128,6 +129,9 @@ class DeterminedRules(TrainingRules):
     metrics = DeterminedMetricRules()
     cuts_epochs_by_len = True
     tries_validation = False
+    tries_checkpoint = False
+    retention = Retention(keep_last=None)
+    writes_beside_training = False
 
     def checkpoint_policy(self, policy: str, metric: str | None) -> str:
         """Turn "best" into "all" where no metric says what is best, with a warning.

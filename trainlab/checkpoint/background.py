@@ -1,0 +1,295 @@
+"""CheckpointWriter: writes checkpoints one after the other, beside the training, and removes those no longer kept."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from trainlab.checkpoint.forked import ForkedWrite, obstacle_to_fork
+from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints
+from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_manifest, read_sequence
+from trainlab.checkpoint.retention import Entry, Retention, expired
+from trainlab.checkpoint.snapshot import Snapshot, Staging
+from trainlab.checkpoint.tree import decode
+from trainlab.checkpoint.writer import BeforeCommit, Files, Target, commit, write_files
+from trainlab.errors import CheckpointError
+from trainlab.storage import Store, reached
+
+__all__ = ["MODES", "CheckpointWriter", "SaveMode", "Write"]
+
+SaveMode = Literal["async", "sync", "fork"]
+MODES: tuple[SaveMode, ...] = ("async", "sync", "fork")
+
+logger = logging.getLogger("trainlab.checkpoint")
+
+
+@dataclass
+class Write:
+    """A checkpoint that is being written, or was.
+
+    Attributes:
+        target: where it goes.
+        entry: what retention has to know of it.
+        error: why it was not written; None while it is, and if it was.
+    """
+
+    target: Target
+    entry: Entry
+    error: BaseException | None = None
+    _thread: threading.Thread | None = field(default=None, repr=False)
+
+    @property
+    def location(self) -> Path | str:
+        """What opens the checkpoint, once it is written: a path, or a URL."""
+        return self.target.location
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is written and durable, or has failed."""
+        return self._thread is None or not self._thread.is_alive()
+
+    def wait(self) -> None:
+        """Wait until it is done."""
+        if self._thread is not None:
+            self._thread.join()
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of one run into a store that no other process writes to.
+
+    Args:
+        store: the folder of the checkpoints.
+        mode: how training goes on meanwhile. "async": on copies in memory kept for that; "fork": a forked child has
+            the copies (Linux, on the CPU, a local store; otherwise as "async"); "sync": it waits.
+        retention: which checkpoints are kept.
+        metric: the validation metric that tells which is the best; None if none does.
+        smaller_is_better: whether a smaller value is better.
+        pinned: whether the tensors are on a CUDA device.
+        whole: the checkpoint that was found whole, if one was. If it is the newest, what a process that was killed right
+            after it did not come to remove is removed now. Default None.
+        before_publish: called when the data of a checkpoint is durable, before it is committed; an ``OSError`` that it
+            raises is one of the checkpoint. Default: nothing.
+
+    Raises:
+        CheckpointError: the store cannot be read.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        mode: SaveMode = "async",
+        retention: Retention = Retention(),  # noqa: B008 (it is frozen)
+        metric: str | None = None,
+        smaller_is_better: bool = True,
+        pinned: bool = False,
+        whole: Path | str | None = None,
+        before_publish: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._store = store
+        self._mode = mode
+        self._retention = retention
+        self._metric = metric
+        self._smaller_is_better = smaller_is_better
+        self._before_publish = before_publish
+        self._staging = Staging(pinned=pinned)
+        self._reserving: threading.Thread | None = None
+        self._aborted = threading.Event()
+        self._entries, self._last_sequence = _found(store)
+        # Nobody else writes here, so that the store need not be asked again while training waits.
+        self._taken = set(store.folders())
+        self._in_flight: Write | None = None
+        self._told_no_fork = False
+        self._child: ForkedWrite | None = None
+        newest = max(self._entries.values(), key=lambda entry: entry.sequence, default=None)
+        if newest is not None and newest.sequence == self._last_sequence and self.location(newest.name) == whole:
+            self._remove_expired()
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the checkpoints that are durable."""
+        return list(self._entries)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._in_flight is not None and not self._in_flight.is_done
+
+    def location(self, name: str) -> Path | str:
+        """Give what opens a checkpoint.
+
+        Args:
+            name: its name.
+
+        Returns:
+            A path, or a URL.
+        """
+        return self._store.location(name)
+
+    def next_name(self, batches_trained: int) -> str:
+        """Give the name that the next checkpoint gets.
+
+        Args:
+            batches_trained: how many batches were trained.
+
+        Returns:
+            ``batch-0000500``, or ``batch-0000500.1`` and so on where there is, or was to be, something of that name.
+        """
+        return checkpoint_name(batches_trained, self._taken)
+
+    def reserve(self, snapshot: Snapshot) -> None:
+        """Take the memory for copies, beside the training, so that the first checkpoint need not.
+
+        Args:
+            snapshot: one of the size of those to come.
+        """
+        if self._mode == "async" and self._reserving is None:
+            self._reserving = threading.Thread(
+                target=self._take_memory, args=(snapshot.size,), name="trainlab-staging", daemon=True
+            )
+            self._reserving.start()
+
+    def start(
+        self, snapshot: Snapshot, entry: Entry, *, before_commit: BeforeCommit | None = None, wait: bool
+    ) -> Write:
+        """Write a checkpoint. One that is still being written must have been settled before.
+
+        Args:
+            snapshot: what to write; its tensors may change once this returns.
+            entry: what retention has to know of it, with the name that ``next_name`` gave; its sequence is set here.
+            before_commit: called with a local folder of the data; makes this wait. Default None.
+            wait: whether to return only when it is done; nothing is copied then.
+
+        Returns:
+            The write; ``settle`` returns it when it is done.
+        """
+        target = Target(self._store, entry.name, self._last_sequence + 1)
+        write = Write(target, replace(entry, sequence=target.sequence))
+        self._taken.add(entry.name)
+        beside = not wait and self._mode != "sync" and before_commit is None
+        work = self._work_beside(snapshot, target) if beside else None
+        self._in_flight = write  # not before: an error of the copy is raised, and no write is there to be settled
+        if work is None:
+            contents = snapshot.contents()
+            self._finish(write, snapshot, lambda: write_files(target, contents, before_commit=before_commit))
+            return write
+        write._thread = threading.Thread(
+            target=self._finish, args=(write, snapshot, work), name="trainlab-checkpoint", daemon=True
+        )
+        write._thread.start()
+        return write
+
+    def settle(self, *, wait: bool = False) -> Write | None:
+        """Ask for a write that is done.
+
+        Args:
+            wait: whether to wait for one that is not done yet.
+
+        Returns:
+            The write, once; None if there is none, or it is not done.
+        """
+        write = self._in_flight
+        if write is None or not (wait or write.is_done):
+            return None
+        begun = time.monotonic()
+        write.wait()
+        if wait:
+            logger.debug("Waited %.1f s for %s.", time.monotonic() - begun, write.location)
+        self._in_flight = None
+        return write
+
+    def abort(self) -> None:
+        """Give up what is being written; it is settled soon, with an error."""
+        self._aborted.set()
+        if self._child is not None:
+            self._child.abort()
+
+    def _take_memory(self, size: int) -> str | None:
+        """Take the memory for copies; the reason, if there is not so much."""
+        try:
+            self._staging.reserve(size)
+        except (RuntimeError, MemoryError) as error:  # torch's allocators raise the former
+            return str(error)
+        return None
+
+    def _work_beside(self, snapshot: Snapshot, target: Target) -> Callable[[], Files] | None:
+        """Copy the tensors, and say what a thread has to do to have the files written; None without memory for it."""
+        if self._mode == "fork":
+            obstacle = obstacle_to_fork(snapshot, target)
+            if obstacle is None:
+                try:
+                    self._child = ForkedWrite(target, snapshot)
+                except OSError as error:
+                    obstacle = f"the process cannot be forked ({error.strerror})"
+                else:
+                    reached("forked")
+                    return self._child.result
+            if not self._told_no_fork:
+                logger.warning("Checkpoints are copied in memory instead of by a fork: %s.", obstacle)
+                self._told_no_fork = True
+        if self._reserving is not None:
+            self._reserving.join()
+        lack = self._take_memory(snapshot.size)
+        if lack is not None:
+            logger.warning(
+                "Training waits while %s is written, for there is no memory for a copy of its %d MB: %s",
+                target.location,
+                snapshot.size / 1e6,
+                lack,
+            )
+            return None
+        contents = snapshot.contents(self._staging.copy(snapshot))
+        reached("staged")
+        return lambda: write_files(target, contents, is_aborted=self._aborted.is_set)
+
+    def _finish(self, write: Write, snapshot: Snapshot, work: Callable[[], Files]) -> None:
+        try:
+            files = work()
+            reached("data durable")
+            commit(write.target, snapshot, files, before_publish=self._before_publish)
+        except BaseException as error:  # it is raised where the write is settled
+            write.error = error
+            if write._thread is None and not isinstance(error, Exception):
+                raise
+            return
+        reached("committed")
+        self._last_sequence = write.target.sequence
+        self._entries[write.entry.name] = write.entry
+        self._remove_expired()
+
+    def _remove_expired(self) -> None:
+        chosen = expired(
+            list(self._entries.values()),
+            self._retention,
+            metric=self._metric,
+            smaller_is_better=self._smaller_is_better,
+        )
+        for name in chosen:
+            reached("retention chosen")
+            try:
+                if self._store.remove_unread(name, MANIFEST):
+                    del self._entries[name]
+                    self._taken.discard(name)
+                    logger.info("Removed checkpoint %s, which is no longer kept.", name)
+                else:
+                    logger.info("Checkpoint %s is being read, and removed later.", name)
+            except OSError as error:
+                logger.error("Checkpoint %s, no longer kept, cannot be removed: %s.", self._store.location(name), error)
+        reached("retention done")
+
+
+def _found(store: Store) -> tuple[dict[str, Entry], int]:
+    """All checkpoints that can be made out, by name, and the greatest sequence; a damaged one is never removed."""
+    entries, last = {}, 0
+    for name in list_checkpoints(store):
+        try:
+            data = store.read(f"{name}/{MANIFEST}", LARGEST_MANIFEST)
+            last = max(last, read_sequence(data) or 0)
+            manifest = read_manifest(data, str(store.location(name)))
+            entries[name] = Entry.of(name, manifest.sequence, decode(manifest.progress, {}))
+        except (CheckpointError, OSError) as error:
+            logger.warning("Checkpoint %s cannot be read, and is left as it is: %s", store.location(name), error)
+    return entries, last

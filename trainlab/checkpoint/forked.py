@@ -1,0 +1,129 @@
+"""A forked child that writes the tensors as they were at the fork, while training goes on with its own copies."""
+
+import ctypes
+import gc
+import json
+import os
+import signal
+import sys
+import warnings
+from typing import Any
+
+import torch
+
+from trainlab.checkpoint.snapshot import Contents, Snapshot
+from trainlab.checkpoint.writer import Files, Target, undone, write_files
+from trainlab.errors import CheckpointError
+
+__all__ = ["ForkedWrite", "obstacle_to_fork"]
+
+_PR_SET_PDEATHSIG = 1
+_HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
+
+
+def obstacle_to_fork(snapshot: Snapshot, target: Target) -> str | None:
+    """Tell why a forked child cannot write a checkpoint.
+
+    Args:
+        snapshot: what is to be written.
+        target: where to.
+
+    Returns:
+        The reason; None if it can.
+    """
+    if sys.platform != "linux":
+        return f"the platform is {sys.platform}, and not linux"
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        return "CUDA is in use, which does not survive a fork"
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return "a process group is open, which does not survive a fork"
+    if not target.store.is_local:
+        return "the checkpoints are on a remote store, whose connections do not survive a fork"
+    for file in snapshot.files:
+        for source in file.sources:
+            if source.device.type != "cpu":
+                return f"a tensor is on {source.device}"
+            if source.is_shared():  # type: ignore[no-untyped-call]
+                return "a tensor is in shared memory, which changes for the child, too"
+    return None
+
+
+class ForkedWrite:
+    """The files of a checkpoint, being written by a child process from the moment this is made.
+
+    Args:
+        target: where to.
+        snapshot: what to write; all its tensors on the CPU, none in shared memory.
+
+    Raises:
+        OSError: the process cannot be forked.
+    """
+
+    def __init__(self, target: Target, snapshot: Snapshot) -> None:
+        self._target = target
+        self._ended = False
+        # Made before the fork: the child only hands them to the system.
+        contents: Contents = [(name, iter(list(pieces))) for name, pieces in snapshot.contents()]
+        library = ctypes.CDLL(None, use_errno=True)
+        parent = os.getpid()
+        self._answer, answer = os.pipe()
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        try:
+            with warnings.catch_warnings():
+                # The child takes no lock that another thread may hold: it writes bytes, and ends.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._pid = os.fork()
+            if self._pid == 0:
+                library.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+                _write_and_end(target, contents, parent, answer)
+        except OSError:
+            os.close(self._answer)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+            os.close(answer)
+
+    def abort(self) -> None:
+        """End the child; ``result`` raises then."""
+        if not self._ended:
+            os.kill(self._pid, signal.SIGKILL)
+
+    def result(self) -> Files:
+        """Wait for the child.
+
+        Returns:
+            What ``write_files`` gave there.
+
+        Raises:
+            CheckpointError: it could not write the files, or it died.
+        """
+        with os.fdopen(self._answer, "rb") as pipe:
+            answer = pipe.read()
+        self._ended = True  # its number is another's once it is waited for
+        _, status = os.waitpid(self._pid, 0)
+        if not answer:
+            with undone(self._target):
+                raise CheckpointError(
+                    f"A checkpoint was not written: the process that wrote it ended with status "
+                    f"{os.waitstatus_to_exitcode(status)}. Received: {self._target.location}. "
+                    "Look for a lack of memory, or leave out checkpoint_mode='fork'."
+                )
+        told: dict[str, Any] = json.loads(answer)
+        if "error" in told:
+            raise CheckpointError(told["error"])
+        return dict(told["files"])
+
+
+def _write_and_end(target: Target, contents: Contents, parent: int, answer: int) -> None:
+    gc.disable()
+    told: dict[str, Any] = {"error": "A checkpoint was not written: the process that wrote it was ended."}
+    try:
+        if os.getppid() == parent:
+            told = {"files": write_files(target, contents)}
+    except BaseException as error:
+        told = {"error": str(error) or repr(error)}
+    finally:
+        data = json.dumps(told).encode()
+        while data:
+            data = data[os.write(answer, data) :]
+        os._exit(0)

@@ -1,0 +1,223 @@
+"""save_checkpoint and load_checkpoint: the format of checkpoints for those who write their training loop themselves."""
+
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+from trainlab import __version__
+from trainlab.checkpoint.classes import _parts
+from trainlab.checkpoint.encoding import path_text
+from trainlab.checkpoint.layout import split_location
+from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_sequence
+from trainlab.checkpoint.reader import Checkpoint
+from trainlab.checkpoint.snapshot import Snapshot
+from trainlab.checkpoint.writer import Target, commit, write_files
+from trainlab.errors import CheckpointError, InvalidTypeError, InvalidValueError
+from trainlab.storage import Store, open_store
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
+
+_ONLY_MODEL = "model"
+
+
+def save_checkpoint(
+    state: Any,
+    path: str | os.PathLike[str],
+    *,
+    weights: nn.Module | Mapping[str, Any] | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Path | str:
+    """Write a checkpoint, in a training loop of one's own.
+
+    It is there whole and durable when this returns, or not at all. Nothing is ever overwritten. ``latest_checkpoint``
+    looks only at folders named like ``batch-0000500``, ``python -m trainlab.checkpoint list`` at all.
+
+    Args:
+        state: What to save: dicts, lists and tuples of plain data, tensors and arrays; of models, optimizers and the
+            like their ``state_dict()``.
+        path: The checkpoint's folder, a path or a URL such as ``s3://bucket/run/batch-0000500``, of any name. Nothing
+            may be there; the folders above it are made.
+        weights: What ``load_weights`` and other programs are to read, as safetensors: a module or its state dict, or
+            several of them by name. Default none.
+        storage_options: For the file system of a URL, as fsspec takes them; default none.
+
+    Returns:
+        The checkpoint's path, absolute, or its URL.
+
+    Raises:
+        CheckpointError: There is something at ``path``, it cannot be written, or ``state`` holds what a checkpoint
+            cannot; nothing of it is left then.
+        InvalidTypeError: ``state`` holds an object in place of its state dict, or ``weights`` are none.
+    """
+    models = _weights_of(weights)
+    try:
+        snapshot = Snapshot(weights={"model": models} if models else {}, state=state, details={"versions": _versions()})
+    except CheckpointError as error:
+        raise _told_to_pass_a_state_dict(state) or error from None
+    parent, name = split_location(path)
+    store = open_store(parent, storage_options)
+    target = Target(store, name, _next_sequence(store))
+    try:
+        files = write_files(target, snapshot.contents())
+    except CheckpointError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            raise CheckpointError(
+                f"There is something already where the checkpoint is to be, and nothing is overwritten. "
+                f"Received: {target.location}. Give each checkpoint a name of its own, such as one with the number of "
+                "the step; a folder without a manifest.json is what a save that was killed has left, and can be removed."
+            ) from error
+        raise
+    commit(target, snapshot, files)
+    return target.location
+
+
+def load_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    map_location: str | torch.device | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Any:
+    """Read what was saved by ``save_checkpoint``, compared with its checksums; nothing of it is ever executed.
+
+    Weights that were saved apart are read by ``load_weights``. Of a checkpoint that a Trainer wrote this gives the
+    whole state of the run but the weights.
+
+    Args:
+        path: The checkpoint's folder, or its URL.
+        map_location: The device that all tensors are put on. Default: the CPU, wherever they were.
+        storage_options: For the file system of a URL, as fsspec takes them; default none.
+
+    Returns:
+        The state, every value of the type it had.
+
+    Raises:
+        CheckpointNotFoundError: There is no checkpoint at ``path``.
+        CheckpointDamagedError: It is not what was written.
+        CheckpointError: What is there cannot be read.
+        InvalidTypeError: ``map_location`` is neither a text nor a device.
+        InvalidValueError: There is no such device.
+    """
+    device = None if map_location is None else _device(map_location)
+    with Checkpoint.open(path, verify=False, storage_options=storage_options) as checkpoint:
+        state = checkpoint.state()
+    if device is not None:
+        _move(state, device)
+    return state
+
+
+def _weights_of(weights: Any) -> dict[str, dict[str, torch.Tensor]]:
+    """State dicts by the models' names."""
+    if weights is None:
+        return {}
+    if isinstance(weights, Mapping) and not any(isinstance(value, torch.Tensor) for value in weights.values()):
+        return {_name(name): _tensors(one, f"weights[{name!r}]") for name, one in weights.items()}
+    return {_ONLY_MODEL: _tensors(weights, "weights")}
+
+
+def _name(name: Any) -> str:
+    if not isinstance(name, str):
+        raise InvalidTypeError(f"A model's name must be a text. Received: {name!r} in weights.")
+    return name
+
+
+def _tensors(model: Any, where: str) -> dict[str, torch.Tensor]:
+    state = model.state_dict() if isinstance(model, nn.Module) else model
+    if not isinstance(state, Mapping):
+        raise InvalidTypeError(
+            f"Weights are those of a module or of its state dict. Received: {where}, a {type(state).__qualname__}. "
+            "Put other things into the state."
+        )
+    others = [key for key, value in state.items() if not (isinstance(key, str) and isinstance(value, torch.Tensor))]
+    if others:
+        raise InvalidTypeError(
+            f"Weights are tensors by name. Received: {where}, with {others[0]!r}: "
+            f"{type(state[others[0]]).__qualname__}. Put what is no tensor into the state."
+        )
+    return dict(state)
+
+
+def _told_to_pass_a_state_dict(state: Any) -> InvalidTypeError | None:
+    """The error of a state that holds a model or an optimizer, if it is that."""
+    seen: set[int] = set()
+    waiting: list[tuple[Any, list[Any]]] = [(state, [])]
+    while waiting:
+        value, path = waiting.pop()
+        if callable(getattr(value, "state_dict", None)):
+            return InvalidTypeError(
+                f"A checkpoint holds data and no objects. Received at {path_text(path) or 'the top'}: a "
+                f"{type(value).__qualname__}. Pass its state_dict(), and give that to load_state_dict() of a new one."
+            )
+        if id(value) not in seen:
+            seen.add(id(value))
+            if isinstance(value, Mapping):
+                waiting += [(item, [*path, key if type(key) is str else ("/", key)]) for key, item in value.items()]
+            elif isinstance(value, list | tuple):
+                waiting += [(item, [*path, ("[]", index)]) for index, item in enumerate(value)]
+    return None
+
+
+def _next_sequence(store: Store) -> int:
+    """One more than the greatest of all checkpoints beside the new one, whatever their names."""
+    greatest = 0
+    try:
+        folders = store.folders()
+    except NotADirectoryError:  # which writing says, too, with the path
+        return 1
+    except OSError as error:
+        raise CheckpointError(
+            f"The folder that the checkpoint is to be in cannot be read: {str(error.strerror or error).rstrip('.')}. "
+            f"Received: {store.url}. Pass another one, or make it readable."
+        ) from error
+    for folder in folders:
+        try:
+            data = store.read(f"{folder}/{MANIFEST}", LARGEST_MANIFEST)
+        except OSError:  # no checkpoint, or none that anyone can read
+            continue
+        greatest = max(greatest, read_sequence(data) or 0)
+    return greatest + 1
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "trainlab": __version__,
+        "torch": str(torch.__version__),
+        "numpy": numpy.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _device(wanted: Any) -> torch.device:
+    if not isinstance(wanted, str | torch.device):
+        raise InvalidTypeError(
+            f"map_location must be a device or its name, such as 'cuda:0', or None for the CPU. Received: {wanted!r}."
+        )
+    try:
+        device = torch.device(wanted)
+        # What `_move` does with each tensor.
+        torch.empty(0).data = torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InvalidValueError(
+            f"Tensors cannot be put there: {str(error).splitlines()[0].rstrip('.')}. Received: map_location={wanted!r}."
+        ) from error
+    return device
+
+
+def _move(tree: Any, device: torch.device) -> None:
+    """Put all tensors of a tree on a device; each stays the object that it is, in all of its places."""
+    seen: set[int] = set()
+    waiting = [tree]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, torch.Tensor):
+            value.data = value.data.to(device)
+        else:
+            waiting.extend(_parts(value))
