@@ -14,21 +14,26 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError
+from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError, StorageError
+from trainlab.experiments.remote_folder import (
+    LOCK,
+    RECORD,
+    RemoteFolder,
+    given_place,
+    warn_of_another_writer,
+)
 from trainlab.experiments.yaml_text import mask_command, to_yaml
 
 __all__ = ["RunFolder"]
 
 logger = logging.getLogger("trainlab.experiments")
 
-_LOCK = "lock"
-_RECORD = "run.json"
 _STATUSES = ("running", "finished", "failed", "interrupted")
 _GIT_TIMEOUT_SECONDS = 5
 _YAML_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s"#][^:]*?)\s*:(?:\s|$)')
@@ -80,11 +85,16 @@ os.register_at_fork(after_in_child=_leave_locks_to_parent)
 class RunFolder:
     """A run's folder, locked by this process until ``close``. Made by ``RunFolder.open``.
 
+    A run on a store works in a folder of this machine, which ``push`` and ``close`` copy to the store.
+
     Attributes:
-        path: The folder, absolute.
+        path: The folder, absolute; of a run on a store the one that it works in.
+        url: The run's URL, None for a run on this machine.
+        place: The URL if there is one, else the path: what ``run_dir`` is to be to go on with the run.
         name: The run's name.
         continues: Whether the folder held this run already when it was opened.
-        checkpoints: The folder of the checkpoints.
+        checkpoints: The folder of the checkpoints of a run on this machine.
+        checkpoints_place: The folder or the URL of the checkpoints.
         tensorboard: The folder of TensorBoard's event files.
         metrics_file: ``metrics.jsonl``.
         log_file: ``log.txt``.
@@ -92,46 +102,67 @@ class RunFolder:
         record_file: ``run.json``.
     """
 
-    def __init__(self, path: Path, name: str, lock: _Lock) -> None:
+    def __init__(self, path: Path, name: str, lock: _Lock, remote: RemoteFolder | None = None) -> None:
         self.path = path
+        self.url = None if remote is None else remote.url
+        self.place: Path | str = path if self.url is None else self.url
         self.name = name
         self.checkpoints = path / "checkpoints"
+        self.checkpoints_place: Path | str = self.checkpoints if remote is None else remote.location("checkpoints")
         self.tensorboard = path / "tensorboard"
         self.metrics_file = path / "metrics.jsonl"
         self.log_file = path / "log.txt"
         self.params_file = path / "params.yaml"
-        self.record_file = path / _RECORD
+        self.record_file = path / RECORD
         self.continues = self.record_file.exists()
         self._lock = lock
+        self._remote = remote
         self._attached: list[tuple[logging.Logger, logging.Handler]] = []
-        self._record: dict[str, Any] = _read_record(self.record_file) if self.continues else {}
+        shown = self._shown(self.record_file)
+        self._record: dict[str, Any] = _read_record(self.record_file, shown) if self.continues else {}
         self._record_before = MappingProxyType(copy.deepcopy(self._record))
 
     @classmethod
     def open(
-        cls, *, name: str, run_dir: str | os.PathLike[str] | None = None, root: str | os.PathLike[str] = "runs"
+        cls,
+        *,
+        name: str,
+        run_dir: str | os.PathLike[str] | None = None,
+        root: str | os.PathLike[str] = "runs",
+        storage_options: Mapping[str, Any] | None = None,
     ) -> "RunFolder":
         """Take a run's folder, which is made if need be, lock it, and note the start in ``run.json``.
 
         Args:
             name: The run's name.
-            run_dir: Exactly this folder; if it holds a run, this goes on with it. Default: a new folder
-                ``<root>/<name>/<date>_<time>_<six letters or digits>``.
+            run_dir: Exactly this folder, or any URL that fsspec knows (``s3://bucket/runs/a``); if it holds a run,
+                this goes on with it. Default: a new folder ``<root>/<name>/<date>_<time>_<six letters or digits>``.
             root: Where new folders are made; default ``runs`` in the current folder.
+            storage_options: For a URL, what its file system asks for: keys, endpoints. Default none.
 
         Returns:
-            The folder, locked.
+            The folder, locked; at a URL only against other processes of this machine.
 
         Raises:
-            InvalidValueError: ``name`` cannot name a folder.
+            InvalidValueError: ``name`` cannot name a folder, the URL is none that can be used, or there are
+                ``storage_options`` for a local folder.
+            MissingDependencyError: The URL asks for a package that is not installed.
             RunFolderError: The folder holds something else than a run, a live process holds it,
-                or it cannot be made or written.
+                or it cannot be made, read or written.
         """
-        path = _new_folder(Path(root), name) if run_dir is None else _given_folder(Path(run_dir))
-        lock = _take_lock(path)
+        given = given_place(run_dir, storage_options)
+        remote = given if isinstance(given, RemoteFolder) else None
+        if given is None:
+            path = _new_folder(Path(root), name)
+        else:
+            path = given.path if isinstance(given, RemoteFolder) else _given_folder(given)
+        lock = _take_lock(path, path if remote is None else remote.url)
         try:
-            folder = cls(path, name, lock)
+            if remote is not None:
+                remote.fetch()
+            folder = cls(path, name, lock, remote)
             folder._note_start()
+            folder._push_start()
         except BaseException:
             lock.release()
             raise
@@ -142,11 +173,42 @@ class RunFolder:
         """What ``run.json`` held when the folder was opened, for reading only; empty for a new run."""
         return self._record_before
 
+    def push(self, files: Iterable[Path] | None = None) -> None:
+        """Copy what changed since the last push to the store; a run on this machine has nothing to copy.
+
+        A file that grows meanwhile is copied as long as it was; of one that is gone the copy is removed.
+        Several threads may push.
+
+        Args:
+            files: Which files, in the run's folder. Default: all but the checkpoints.
+
+        Raises:
+            InvalidStateError: The folder is closed.
+            OSError: A file cannot be read, or the store does not take it. The next push tries again.
+        """
+        if self._remote is None:
+            return
+        self._require_open("push")
+        self._remote.push(files)
+
     def close(self) -> None:
-        """Close the log, and let go of the folder. A second call does nothing."""
+        """Close the log, push, and let go of the folder. A second call does nothing.
+
+        Raises:
+            StorageError: The store did not take all files. The folder is let go all the same.
+        """
         while self._attached:
             _detach(*self._attached.pop())
-        self._lock.release()
+        try:
+            if self._lock.is_held:
+                self.push()
+        except OSError as error:
+            raise StorageError(
+                f"The last files of the run could not be copied to {self.url}: {error}. They are still in {self.path}: "
+                "copy them there yourself before the run is opened again, for that takes the store's files."
+            ) from error
+        finally:
+            self._lock.release()
 
     def __enter__(self) -> "RunFolder":
         return self
@@ -157,7 +219,7 @@ class RunFolder:
         self.close()
 
     def __repr__(self) -> str:
-        return f"RunFolder({str(self.path)!r})"
+        return f"RunFolder({str(self.place)!r})"
 
     def write_params(self, params: Mapping[str, Any]) -> None:
         """Write ``params.yaml``; but a continued run keeps the one it has.
@@ -182,7 +244,7 @@ class RunFolder:
         if differing:
             logger.warning(
                 "This run goes on with other parameters than those in %s, which stays as it is. They differ in: %s.",
-                self.params_file,
+                self._shown(self.params_file),
                 ", ".join("".join(key).removeprefix(".") for key in differing),
             )
 
@@ -242,8 +304,23 @@ class RunFolder:
         if not self._lock.is_held:
             raise InvalidStateError(
                 f"This run's folder is closed, or held by the process that this one was forked from. "
-                f"Received: {call}() on {self.path}. Open it again with RunFolder.open()."
+                f"Received: {call}() on {self.place}. Open it again with RunFolder.open()."
             )
+
+    def _shown(self, file: Path) -> Path | str:
+        return file if self._remote is None else self._remote.location(file.name)
+
+    def _push_start(self) -> None:
+        if self._remote is None:
+            return
+        warn_of_another_writer(self._record_before, self._remote.url)
+        try:
+            self._remote.push()
+        except OSError as error:
+            raise RunFolderError(
+                f"The run's folder cannot be written: {error}. Received: {self.url}. "
+                "See that the URL is right, and that storage_options give the right to write there."
+            ) from error
 
     def _note_start(self) -> None:
         starts = self._record.setdefault("starts", [])
@@ -284,11 +361,11 @@ def _given_folder(run_dir: Path) -> Path:
     except OSError as error:
         raise _unusable(path, "made", error) from error
     # A start that was killed before it wrote its record leaves these.
-    foreign = {name for name in names - {_LOCK} if not _is_leftover(name)}
-    if foreign and _RECORD not in names:
+    foreign = {name for name in names - {LOCK} if not _is_leftover(name)}
+    if foreign and RECORD not in names:
         shown = ", ".join(sorted(foreign)[:5])
         raise RunFolderError(
-            f"This folder is not empty and holds no run: it has no {_RECORD}. Received: {path}, with {shown}. "
+            f"This folder is not empty and holds no run: it has no {RECORD}. Received: {path}, with {shown}. "
             "Pass a new or an empty folder as run_dir, or that of the run to go on with."
         )
     return path
@@ -305,17 +382,17 @@ def _unusable(path: Path, done: str, error: OSError) -> RunFolderError:
     return RunFolderError(f"{path} cannot be {done}: {reason}. Choose another run_dir, or make this place writable.")
 
 
-def _take_lock(path: Path) -> _Lock:
+def _take_lock(path: Path, place: Path | str) -> _Lock:
     resolved = path.resolve()
     if resolved in _held:
         raise RunFolderError(
-            f"This process holds the run's folder already. Received: {path}. "
+            f"This process holds the run's folder already. Received: {place}. "
             "Close the run that holds it first, or pass another run_dir."
         )
     try:
-        descriptor = os.open(path / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
-        raise _unusable(path / _LOCK, "opened", error) from error
+        raise _unusable(path / LOCK, "opened", error) from error
     # flock and not lockf: a record lock is lost as soon as anything in this process has read the file.
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -325,9 +402,9 @@ def _take_lock(path: Path) -> _Lock:
         holder = _describe_holder(descriptor)
         os.close(descriptor)
         if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise _unusable(path / _LOCK, "locked", error) from error
+            raise _unusable(path / LOCK, "locked", error) from error
         raise RunFolderError(
-            f"The run's folder is held by {holder}. Received: {path}. "
+            f"The run's folder is held by {holder}. Received: {place}. "
             "Wait until it ends or stop it, or pass another run_dir."
         ) from None
     return _Lock(resolved, descriptor)
@@ -372,7 +449,7 @@ def _describe_holder(lock: int) -> str:
 
 
 def _is_leftover(name: str) -> bool:
-    return name.startswith(f".{_RECORD}.") and name.endswith(".tmp")
+    return name.startswith(f".{RECORD}.") and name.endswith(".tmp")
 
 
 def _replace_text(path: Path, text: str) -> None:
@@ -421,7 +498,7 @@ def _lines_by_key(text: str) -> dict[tuple[str, ...], str]:
     return lines
 
 
-def _read_record(path: Path) -> dict[str, Any]:
+def _read_record(path: Path, shown: Path | str) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         starts = record.get("starts", []) if isinstance(record, dict) else None
@@ -431,7 +508,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise _unusable(path, "read", error) from error
     except ValueError as error:
         raise RunFolderError(
-            f"The run's record cannot be read: {error}. Received: {path}. "
+            f"The run's record cannot be read: {error}. Received: {shown}. "
             "Repair the file; or, if the run is to go on without its history, put {} into it."
         ) from error
     return record
