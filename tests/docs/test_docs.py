@@ -17,6 +17,7 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def test_the_code_of_a_document_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A reader who copies the code blocks of a document one after the other gets what the document says."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TRAINLAB_CACHE", str(tmp_path / "cache"))
     document = Sybil(parsers=[PythonCodeBlockParser(), SkipParser()]).parse(path)
     for example in document.examples():
         example.evaluate()

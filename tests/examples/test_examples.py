@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -28,15 +29,28 @@ SAYS = {
     "determined_port.py": "",  # says nothing of its own
 }
 
+# It has checkpoints, and no run.
+OWN_LOOP = "own_loop.py"
+
+
+def command(example: str, *arguments: str) -> list[str]:
+    """What a shell would run."""
+    return [sys.executable, "-W", "error::UserWarning:__main__", str(ROOT / "examples" / example), *arguments]
+
+
+def environment() -> dict[str, str]:
+    """This process's, without a run of its own."""
+    given = {name: value for name, value in os.environ.items() if name != "TRAINLAB_RUN_DIR"}
+    return given | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
 
 def run(example: str, *arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Run an example in a folder; it must end well, without a warning of Python's."""
-    given = {name: value for name, value in os.environ.items() if name != "TRAINLAB_RUN_DIR"}
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:__main__", str(ROOT / "examples" / example), *arguments],
+        command(example, *arguments),
         check=False,
         cwd=folder,
-        env=given | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=240,
@@ -54,14 +68,15 @@ def training_records(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_example_is_tested() -> None:
     """No script in examples/ goes without its test."""
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == LONGER.keys()
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*LONGER, OWN_LOOP}
 
 
-@pytest.mark.parametrize("example", LONGER)
+@pytest.mark.parametrize("example", [*LONGER, OWN_LOOP])
 def test_example_tells_its_options(example: str, tmp_path: Path) -> None:
     """`--help` names the options that all examples share, and starts no run."""
     said = run(example, "--help", folder=tmp_path).stdout
-    assert all(option in said for option in ("--run-dir", "--quick", LONGER[example][0]))
+    length = LONGER[example][0] if example in LONGER else "--epochs"
+    assert all(option in said for option in ("--run-dir", "--quick", length))
     assert not list(tmp_path.iterdir())
 
 
@@ -91,3 +106,20 @@ def test_digits_learns(tmp_path: Path) -> None:
     said = run("digits.py", folder=tmp_path).stdout
     accuracy = float(said.split("Test accuracy: ")[1].split("%")[0])
     assert accuracy > 95, said
+
+
+def test_own_loop_is_killed_and_goes_on(tmp_path: Path) -> None:
+    """A loop of one's own that was killed goes on from its newest checkpoint, and ends with the same bytes."""
+    run(OWN_LOOP, "--quick", "--run-dir", "whole", folder=tmp_path)
+    arguments = command(OWN_LOOP, "--quick", "--run-dir", "killed")
+    with subprocess.Popen(arguments, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "saved 20\n"
+        process.send_signal(signal.SIGKILL)
+    # What is left by one that is killed while it writes; it may have got there by itself.
+    (tmp_path / "killed" / "batch-0000060").mkdir(exist_ok=True)
+    said = run(OWN_LOOP, "--quick", "--run-dir", "killed", folder=tmp_path).stdout
+    assert said.startswith("going on from ")
+    for file in ("model.safetensors", "state.safetensors"):
+        whole, killed = (tmp_path / name / "batch-0000060" / file for name in ("whole", "killed"))
+        assert whole.read_bytes() == killed.read_bytes()
+    assert sorted(path.name for path in (tmp_path / "killed").iterdir()) == ["batch-0000040", "batch-0000060"]
