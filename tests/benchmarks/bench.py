@@ -24,6 +24,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from tests.benchmarks.table import table
+
 ROOT = Path(__file__).parents[2]
 STEPS = 1000
 EPOCH = 938  # 60,000 records in batches of 64
@@ -243,18 +245,6 @@ def timing_table(title: str, samples: dict[str, list[Sample]], unit: float, unit
     table(title, ["", f"wall {unit_name}", f"CPU {unit_name}", "wall ratio", "CPU ratio"], rows)
 
 
-def table(title: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table in Markdown."""
-    widths = [max(len(row[i]) for row in [heads, *rows]) for i in range(len(heads))]
-
-    def line(cells: Sequence[str]) -> str:
-        first, *others = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        return f"| {first.strip().ljust(widths[0])} | {' | '.join(others)} |"
-
-    rule = "|" + "|".join("-" * (w + 2) for w in widths) + "|"
-    print(f"\n{title}\n", line(heads), rule, *map(line, rows), sep="\n", flush=True)
-
-
 # -- what is measured --------------------------------------------------------------------------
 
 PEERS = ("Lightning, defaults on", "Lightning, off", "Fabric", "Ignite", "Accelerate", "TorchTNT")
@@ -372,6 +362,13 @@ def bench_checkpoints(rounds: int) -> None:
     table(f"A checkpoint of weights and Adam's state ({rounds} rounds)", ["", "ms", "ratio"], rows)
 
 
+def bench_large(rounds: int) -> None:
+    """A state of 1.2 GB: held, slowed, memory and loads, by trainlab and by others, in one process."""
+    from tests.benchmarks.large import print_tables  # it imports torch
+
+    print_tables(in_fresh_process("large_checkpoint", 1200, rounds), rounds)
+
+
 def bench_resume(rounds: int) -> None:
     """From the call of fit to the first batch, resuming at step 5 and at step 500,000 of one long epoch."""
     with tempfile.TemporaryDirectory() as folder:
@@ -421,6 +418,7 @@ ITEMS: dict[str, Callable[[int], None]] = {
     "loading": bench_loading,
     "imports": bench_imports,
     "checkpoint": bench_checkpoints,
+    "large": bench_large,
     "resume": lambda rounds: bench_resume(max(1, rounds // 2)),
 }
 
