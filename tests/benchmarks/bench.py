@@ -366,7 +366,7 @@ def bench_large(rounds: int) -> None:
     """A state of 1.2 GB: held, slowed, memory and loads, by trainlab and by others, in one process."""
     from tests.benchmarks.large import print_tables  # it imports torch
 
-    print_tables(in_fresh_process("large_checkpoint", 1200, rounds), rounds)
+    print_tables(in_fresh_process("large_checkpoint", 1200, rounds, module="large"), rounds)
 
 
 def bench_resume(rounds: int) -> None:
@@ -385,10 +385,10 @@ def bench_resume(rounds: int) -> None:
     table(f"Resume: from fit to the first batch ({rounds} rounds)", ["", "ms", "ratio"], rows)
 
 
-def in_fresh_process(function: str, *arguments: Any) -> Any:
-    """Call a function of tests.benchmarks.runs in an interpreter of its own, in a temporary folder."""
+def in_fresh_process(function: str, *arguments: Any, module: str = "runs") -> Any:
+    """Call a function of a module of tests.benchmarks in an interpreter of its own, in a temporary folder."""
     program = (
-        "import json, logging, sys, torch; from tests.benchmarks import runs; torch.set_num_threads(1); "
+        f"import json, logging, sys, torch; from tests.benchmarks import {module} as runs; torch.set_num_threads(1); "
         "logging.disable(logging.WARNING); "
         f"print(json.dumps(runs.{function}(*json.loads(sys.argv[1]))))"
     )

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 import trainlab
 from tests.benchmarks.contenders import Prebuilt, parts
-from tests.benchmarks.large import large_checkpoint as large_checkpoint
 from trainlab import Batch
 
 

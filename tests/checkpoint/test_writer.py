@@ -148,7 +148,15 @@ def test_weights_that_cannot_be_stored_are_named(tmp_path: Path) -> None:
 
 def test_hyperparameters_that_are_no_data_do_not_stop_a_run(tmp_path: Path) -> None:
     """What the manifest tells is written as text where it is no data, and exactly where it is."""
-    hparams = {"lr": 1e-3, "sizes": (1, 2), "layer": torch.nn.Linear, "shape": Shape.ROUND, "path": Path("a"), "w": torch.ones(2), 3: [None]}
+    hparams = {
+        "lr": 1e-3,
+        "sizes": (1, 2),
+        "layer": torch.nn.Linear,
+        "shape": Shape.ROUND,
+        "path": Path("a"),
+        "w": torch.ones(2),
+        3: [None],
+    }
     read = Checkpoint.open(write(tmp_path, details={"hparams": hparams})).hparams
     assert read == {**hparams, "shape": "Shape.ROUND", "layer": str(torch.nn.Linear), "w": str(torch.ones(2))}
 

@@ -1,4 +1,4 @@
-"""Writes a checkpoint by the writer; as a program, ``python -m tests.checkpoint.writing ROOT BATCHES``, it stops in it."""
+"""Writes a checkpoint by the writer. ``python -m tests.checkpoint.writing ROOT BATCHES`` stops in the middle of it."""
 
 import sys
 from collections.abc import Callable, Mapping

@@ -172,7 +172,7 @@ def run(flavour: Flavour, **arguments: Any) -> list[str]:
 
 
 def without_tries(flavour: Flavour, calls: list[str]) -> list[str]:
-    """The calls but for what trainlab itself tries: a validation batch before training, a state after the first step."""
+    """The calls, but for the state that trainlab itself asks for after the first step."""
     if flavour.library is not trainlab:
         return calls
     first = next(i for i, call in enumerate(calls) if call.startswith("train_batch"))

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import trainlab
+from tests.checkpoint.writing import write_checkpoint
 from tests.training.checkpoint_runs import Wider, newest, run
 from tests.training.trials import LineTrial, weights
 from trainlab import Batch, Epoch
-from tests.checkpoint.writing import write_checkpoint
 from trainlab.checkpoint import Checkpoint, encode
 from trainlab.errors import CheckpointError, CheckpointMismatchError, InvalidStateError, MetricError
 

@@ -68,8 +68,8 @@ class CheckpointWriter:
         metric: the validation metric that tells which is the best; None if none does.
         smaller_is_better: whether a smaller value is better.
         pinned: whether the tensors are on a CUDA device.
-        whole: the checkpoint that was found whole, if one was. If it is the newest, what a process that was killed right
-            after it did not come to remove is removed now. Default None.
+        whole: the checkpoint that was found whole, if one was. If it is the newest, what a process that was killed
+            right after it did not come to remove is removed now. Default None.
         before_publish: called when the data of a checkpoint is durable, before it is committed; an ``OSError`` that it
             raises is one of the checkpoint. Default: nothing.
 

@@ -60,7 +60,7 @@ class Decoder:
         """
         try:
             return self._value(structure)
-        except CheckpointMismatchError:
+        except (CheckpointMismatchError, MemoryError):
             raise
         except Malformed as error:
             raise self._damaged(str(error)) from None
@@ -132,17 +132,22 @@ class Decoder:
         path = self._down(pairs)
         for i, (key_node, value_node) in enumerate(pairs):
             path[-1] = ("key", i)
-            key = self._value(key_node)
+            key = self._hashed(key_node)
             path[-1] = key if type(key) is str else ("/", key)
             check(key not in made, f"a {node['$']} has a key twice")
             made[key] = self._value(value_node)
         path.pop()
         return made
 
+    def _hashed(self, node: Any) -> Any:
+        value = self._value(node)
+        check(not isinstance(value, torch.Tensor), "a tensor is a key or an element of a set")
+        return value
+
     def _elements(self, kind: type, node: Node) -> Any:
         check(isinstance(node["v"], list), f"a {node['$']} holds no list")
         self._down(node["v"], ("{}", None))
-        items = [self._value(item) for item in node["v"]]
+        items = [self._hashed(item) for item in node["v"]]
         made = kind(items)
         check(len(made) == len(items), f"a {node['$']} has an element twice")
         self._path.pop()

@@ -17,6 +17,7 @@ __all__ = [
     "FORMAT",
     "FORMAT_VERSION",
     "LARGEST_MANIFEST",
+    "LARGEST_SEQUENCE",
     "MANIFEST",
     "STATE_STRUCTURE",
     "STATE_TENSORS",
@@ -39,6 +40,7 @@ _TOLD = ("progress", "trial_class", "hparams", "exp_conf", "versions")
 _KEYS = {"format", "format_version", "sequence", "created", "files", "weights", "state", *_TOLD}
 # A number that every language's 64 bits hold.
 _BEYOND = 2**63
+LARGEST_SEQUENCE = _BEYOND - 1
 _LONGEST_DATE = 100
 _CHECKSUM = "manifest_checksum"
 _CHECKSUM_OF_VERSION_1 = "manifest_sha256"

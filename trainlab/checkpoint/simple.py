@@ -70,7 +70,7 @@ def save_checkpoint(
             raise CheckpointError(
                 f"There is something already where the checkpoint is to be, and nothing is overwritten. "
                 f"Received: {target.location}. Give each checkpoint a name of its own, such as one with the number of "
-                "the step; a folder without a manifest.json is what a save that was killed has left, and can be removed."
+                "the step. A folder without a manifest.json is what a killed save has left, and can be removed."
             ) from error
         raise
     commit(target, snapshot, files)

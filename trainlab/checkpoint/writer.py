@@ -14,6 +14,7 @@ from typing import Any
 from trainlab.checkpoint.manifest import (
     FORMAT,
     FORMAT_VERSION,
+    LARGEST_SEQUENCE,
     MANIFEST,
     STATE_STRUCTURE,
     STATE_TENSORS,
@@ -111,6 +112,11 @@ def commit(
     Raises:
         CheckpointError: the manifest cannot be written.
     """
+    if target.sequence > LARGEST_SEQUENCE:
+        raise CheckpointError(
+            f"There is no number left for a checkpoint after those in {target.store.url}. Received: {target.sequence}. "
+            "Remove the checkpoint there with the greatest sequence, which no run can have given it."
+        )
     manifest = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,

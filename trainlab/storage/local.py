@@ -108,10 +108,11 @@ class LocalStore:
             StorageError: it is larger, or no file.
         """
         with self._open(name) as file:
-            data = file.read(limit + 1)
-            if len(data) > limit:
-                size = os.fstat(file.fileno()).st_size
-                raise StorageError(f"{self.location(name)} has {size} bytes, and may have {limit}.")
+            size = os.fstat(file.fileno()).st_size
+            # No more than it has is asked for, as much as that is allocated; it may still be growing.
+            data = file.read(min(size, limit) + 1)
+            if size > limit or len(data) > limit:
+                raise StorageError(f"{self.location(name)} has {max(size, len(data))} bytes, and may have {limit}.")
             return data
 
     def open(self, name: str, *, size: int, checksum: str) -> BinaryIO:

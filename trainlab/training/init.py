@@ -231,10 +231,9 @@ def _remembered_storage(folder: RunFolder, given: Any) -> Any:
     if given is None:
         return before
     place = open_store(given).url if not _is_url(given) else os.fspath(given).rstrip("/")
-    if folder.continues and place != (before or str(folder.checkpoints_place)):
-        logger.warning(
-            "This run had its checkpoints in %s, and goes on with those in %s.", before or folder.checkpoints_place, place
-        )
+    had = before or str(folder.checkpoints_place)
+    if folder.continues and place != had:
+        logger.warning("This run had its checkpoints in %s, and goes on with those in %s.", had, place)
     return given
 
 
