@@ -15,8 +15,6 @@ __all__ = ["SIGKILL", "Interrupted", "Whole", "check_recorded", "lines", "saved"
 
 SIGKILL = -signal.SIGKILL
 PERIOD = 4
-# A start that is killed while it writes these leaves the one without its name, or a run that never gets the other.
-_LEFT_BY_STARTS = (".run.json.", ".params.yaml.", "params.yaml")
 
 
 class Whole:
@@ -180,4 +178,4 @@ def check_reads(process: Process, whole: Whole, first: int, log: str) -> None:
 def _files(run_dir: Path) -> set[str]:
     """What is in a run's folder, but for TensorBoard's files, of which each start makes one."""
     paths = {path.relative_to(run_dir).as_posix() for path in run_dir.rglob("*")}
-    return {path for path in paths if not path.startswith(("tensorboard/", *_LEFT_BY_STARTS))}
+    return {path for path in paths if not path.startswith("tensorboard/")}

@@ -20,6 +20,7 @@ WRITING = (
     "file synced",
     "folder synced",
     "data durable",
+    "manifest begun",
     "manifest written",
     "manifest synced",
     "published",

@@ -10,6 +10,7 @@ from trainlab.checkpoint.simple import load_checkpoint, save_checkpoint
 from trainlab.checkpoint.snapshot import Snapshot
 from trainlab.checkpoint.tree import decode, encode
 from trainlab.checkpoint.warm_start import LoadedKeys, load_weights
+from trainlab.checkpoint.writer import WriteAbortedError
 
 __all__ = [
     "MODES",
@@ -21,6 +22,7 @@ __all__ = [
     "SaveMode",
     "Snapshot",
     "Write",
+    "WriteAbortedError",
     "checkpoint_name",
     "classes_in",
     "decode",

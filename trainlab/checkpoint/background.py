@@ -39,7 +39,8 @@ class Write:
     target: Target
     entry: Entry
     error: BaseException | None = None
-    _thread: threading.Thread | None = field(default=None, repr=False)
+    # An event, for a join that a signal's handler interrupts takes the thread to have ended.
+    _done: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
     def location(self) -> Path | str:
@@ -49,12 +50,11 @@ class Write:
     @property
     def is_done(self) -> bool:
         """Whether it is written and durable, or has failed."""
-        return self._thread is None or not self._thread.is_alive()
+        return self._done.is_set()
 
     def wait(self) -> None:
         """Wait until it is done."""
-        if self._thread is not None:
-            self._thread.join()
+        self._done.wait()
 
 
 class CheckpointWriter:
@@ -176,10 +176,9 @@ class CheckpointWriter:
             contents = snapshot.contents()
             self._finish(write, snapshot, lambda: write_files(target, contents, before_commit=before_commit))
             return write
-        write._thread = threading.Thread(
+        threading.Thread(
             target=self._finish, args=(write, snapshot, work), name="trainlab-checkpoint", daemon=True
-        )
-        write._thread.start()
+        ).start()
         return write
 
     def settle(self, *, wait: bool = False) -> Write | None:
@@ -250,15 +249,16 @@ class CheckpointWriter:
             files = work()
             reached("data durable")
             commit(write.target, snapshot, files, before_publish=self._before_publish)
+            reached("committed")
+            self._last_sequence = write.target.sequence
+            self._entries[write.entry.name] = write.entry
+            self._remove_expired()
         except BaseException as error:  # it is raised where the write is settled
             write.error = error
-            if write._thread is None and not isinstance(error, Exception):
+            if not isinstance(error, Exception):
                 raise
-            return
-        reached("committed")
-        self._last_sequence = write.target.sequence
-        self._entries[write.entry.name] = write.entry
-        self._remove_expired()
+        finally:
+            write._done.set()
 
     def _remove_expired(self) -> None:
         chosen = expired(

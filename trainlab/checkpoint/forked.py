@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from trainlab.checkpoint.snapshot import Contents, Snapshot
-from trainlab.checkpoint.writer import Files, Target, undone, write_files
+from trainlab.checkpoint.writer import Files, Target, WriteAbortedError, undone, write_files
 from trainlab.errors import CheckpointError
 
 __all__ = ["ForkedWrite", "obstacle_to_fork"]
@@ -61,7 +61,7 @@ class ForkedWrite:
 
     def __init__(self, target: Target, snapshot: Snapshot) -> None:
         self._target = target
-        self._ended = False
+        self._ended = self._aborted = False
         # Made before the fork: the child only hands them to the system.
         contents: Contents = [(name, iter(list(pieces))) for name, pieces in snapshot.contents()]
         library = ctypes.CDLL(None, use_errno=True)
@@ -85,6 +85,7 @@ class ForkedWrite:
 
     def abort(self) -> None:
         """End the child; ``result`` raises then."""
+        self._aborted = True
         if not self._ended:
             os.kill(self._pid, signal.SIGKILL)
 
@@ -96,6 +97,7 @@ class ForkedWrite:
 
         Raises:
             CheckpointError: it could not write the files, or it died.
+            WriteAbortedError: it was told to end.
         """
         with os.fdopen(self._answer, "rb") as pipe:
             answer = pipe.read()
@@ -103,6 +105,8 @@ class ForkedWrite:
         _, status = os.waitpid(self._pid, 0)
         if not answer:
             with undone(self._target):
+                if self._aborted:
+                    raise WriteAbortedError("The checkpoint being written was given up: the program is aborted.")
                 raise CheckpointError(
                     f"A checkpoint was not written: the process that wrote it ended with status "
                     f"{os.waitstatus_to_exitcode(status)}. Received: {self._target.location}. "

@@ -453,7 +453,8 @@ def _is_leftover(name: str) -> bool:
 
 
 def _replace_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Always the same name: the folder is locked, and what a killed process left is written over.
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.write(text)

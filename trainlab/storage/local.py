@@ -198,6 +198,7 @@ class LocalStore:
         unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
             with _new_file(unfinished) as descriptor:
+                reached("manifest begun")
                 _write_all(descriptor, memoryview(data))
                 reached("manifest written")
                 os.fsync(descriptor)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainlab.checkpoint import Checkpoint, CheckpointWriter, Entry, Snapshot, classes_in, match_keys
+from trainlab.checkpoint import Checkpoint, CheckpointWriter, Entry, Snapshot, WriteAbortedError, classes_in, match_keys
 from trainlab.data import BatchStream
 from trainlab.distributed import RngState, preserved_rng
 from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError
@@ -161,6 +161,9 @@ class Checkpointing:
         if write.error is not None:
             if final or not isinstance(write.error, CheckpointError):
                 raise write.error
+            if isinstance(write.error, WriteAbortedError):
+                logger.warning("The checkpoint at batch %d was not finished.", self._marked.batches_trained)
+                return
             logger.error(
                 "A checkpoint at batch %d was lost, and training goes on; the next one is tried. The last good one "
                 "is %s. %s",

@@ -173,7 +173,7 @@ def open_context(
             uneven=uneven,
             session=session,
         )
-        if hparams is not None or not folder.continues:
+        if hparams is not None or not folder.params_file.exists():
             folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
         storage = None if checkpoint_storage is None else session.checkpoints.url
         folder.write_record(
