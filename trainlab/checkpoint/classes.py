@@ -13,7 +13,16 @@ from typing import Any, TypeVar
 
 from trainlab.errors import InvalidTypeError
 
-__all__ = ["class_name", "classes_in", "field_names", "kind_of", "known_class", "register_class", "what_is_not_kept"]
+__all__ = [
+    "class_name",
+    "classes_in",
+    "field_names",
+    "kind_of",
+    "known_class",
+    "parts_of",
+    "register_class",
+    "what_is_not_kept",
+]
 
 _Class = TypeVar("_Class", bound=type)
 
@@ -74,7 +83,7 @@ def classes_in(tree: Any) -> dict[str, type]:
             if cls not in _MAPPINGS and cls not in _SEQUENCES and kind_of(cls) is not None:
                 found.setdefault(class_name(cls), cls)
             if depth < _DEEPEST:
-                waiting.extend((part, depth + 1) for part in _parts(value))
+                waiting.extend((part, depth + 1) for part in parts_of(value))
     return found
 
 
@@ -158,7 +167,15 @@ def _slots(base: type) -> Iterable[str]:
     return {slots} if isinstance(slots, str) else set(slots) - {"__dict__", "__weakref__"}
 
 
-def _parts(value: Any) -> Iterable[Any]:
+def parts_of(value: Any) -> Iterable[Any]:
+    """What a container, a named tuple or a dataclass holds.
+
+    Args:
+        value: Anything.
+
+    Returns:
+        Its parts; none of what is entered by nobody.
+    """
     cls = type(value)
     if cls in _MAPPINGS:
         return [*value.keys(), *value.values()]

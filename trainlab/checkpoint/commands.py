@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 import torch
 
-from trainlab.checkpoint.json_text import parse_json
-from trainlab.checkpoint.layout import _NAME, split_location
-from trainlab.checkpoint.manifest import FORMAT, LARGEST_MANIFEST, MANIFEST, damaged, read_manifest, read_sequence
+from trainlab.checkpoint.layout import NAME, split_location
+from trainlab.checkpoint.manifest import FORMAT, LARGEST_MANIFEST, MANIFEST, read_manifest, read_sequence
 from trainlab.checkpoint.reader import Checkpoint
 from trainlab.checkpoint.retention import Entry
-from trainlab.checkpoint.tensor_file import _LARGEST_HEADER, _checked_header, _listed, _MalformedError
+from trainlab.checkpoint.tensor_file import read_forms
 from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError
 from trainlab.storage import Store, open_store
 
@@ -170,7 +169,7 @@ def _found_in(store: Store, folders: Collection[str]) -> list[Found]:
 
 def _is_ours(store: Store, name: str) -> bool:
     """Whether a folder is, or was to be, a checkpoint: other programs have manifests, too."""
-    if _NAME.fullmatch(name):
+    if NAME.fullmatch(name):
         return True
     try:
         data = store.read(f"{name}/{MANIFEST}", LARGEST_MANIFEST)
@@ -208,24 +207,15 @@ def _has(store: Store, name: str) -> bool:
 
 def _tensors_in(checkpoint: Checkpoint, store: Store, file: str) -> dict[str, dict[str, Any]]:
     """Key, dtype and shape of each tensor of a file, from its header; of tied ones also whose memory they share."""
-    entry, where = checkpoint.files[file], str(checkpoint.path)
-    try:
-        with store.open(f"{checkpoint.name}/{file}", size=entry.size, checksum=entry.checksum) as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if length > min(entry.size - 8, _LARGEST_HEADER):
-                raise damaged(where, file, f"its header is said to have {length} bytes")
-            entries, metadata = _checked_header(parse_json(opened.read(length)), entry.size - 8 - length)
-        tensors: dict[str, dict[str, Any]] = {
-            key: {"dtype": _text(dtype), "shape": shape} for key, (dtype, shape) in entries
-        }
-        for key in _listed(metadata, "complex", list):
-            stored = tensors[key]
-            width = {"float32": "complex64", "float64": "complex128"}[str(stored["dtype"])]
-            tensors[key] = {"dtype": width, "shape": stored["shape"][:-1]}
-        for key, same in _listed(metadata, "aliases", dict).items():
-            tensors[key] = {**tensors[same], "same_as": same}
-    except (_MalformedError, ValueError, KeyError) as error:
-        raise damaged(where, file, str(error)) from error
+    entry = checkpoint.files[file]
+    with store.open(f"{checkpoint.name}/{file}", size=entry.size, checksum=entry.checksum) as opened:
+        forms = read_forms(opened, size=entry.size, name=f"{checkpoint.path}/{file}")
+    first: dict[int, str] = {}
+    tensors: dict[str, dict[str, Any]] = {}
+    for key, form in forms.items():
+        same = first.setdefault(id(form), key)
+        told = {"dtype": _text(form.dtype), "shape": list(form.shape)}
+        tensors[key] = told if same == key else {**told, "same_as": same}
     return dict(sorted(tensors.items()))
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "FORMAT_VERSION",
     "LARGEST_MANIFEST",
     "MANIFEST",
+    "NAME",
     "STATE_STRUCTURE",
     "STATE_TENSORS",
     "checkpoint_name",
@@ -34,7 +35,7 @@ __all__ = [
     "split_location",
 ]
 
-_NAME = re.compile(r"batch-[0-9]{7,}(\.[0-9]+)?")
+NAME = re.compile(r"batch-[0-9]{7,}(\.[0-9]+)?")
 
 _logger = logging.getLogger("trainlab.checkpoint")
 
@@ -72,7 +73,7 @@ def list_checkpoints(store: Store) -> list[str]:
     """
     found = []
     with _explained(store):
-        for name in filter(_NAME.fullmatch, store.folders()):
+        for name in filter(NAME.fullmatch, store.folders()):
             try:
                 found.append((_sequence(store, name), name))
             except FileNotFoundError:
@@ -94,7 +95,7 @@ def remove_rubbish(store: Store) -> list[str]:
     """
     removed = []
     with _explained(store):
-        names = [name for name in store.folders() if _NAME.fullmatch(name) and not _has_manifest(store, name)]
+        names = [name for name in store.folders() if NAME.fullmatch(name) and not _has_manifest(store, name)]
     for name in names:
         try:
             store.remove_folder(name)

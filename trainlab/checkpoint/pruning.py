@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from trainlab.checkpoint.commands import Place
-from trainlab.checkpoint.layout import _NAME
+from trainlab.checkpoint.layout import NAME
 from trainlab.checkpoint.manifest import MANIFEST
 from trainlab.checkpoint.matching import shown
 from trainlab.checkpoint.retention import Entry, Retention, expired
@@ -71,7 +71,7 @@ def plan_removal(place: Place, retention: Retention, *, metric: str | None, smal
             rubbish.append(found.name)
         elif found.entry is None:
             left[found.name] = found.condition
-        elif not _NAME.fullmatch(found.name):
+        elif not NAME.fullmatch(found.name):
             left[found.name] = "its name is not one that runs give"
         else:
             entries.append(found.entry)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from trainlab import __version__
-from trainlab.checkpoint.classes import _parts
+from trainlab.checkpoint.classes import parts_of
 from trainlab.checkpoint.encoding import path_text
 from trainlab.checkpoint.layout import split_location
 from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_sequence
@@ -220,4 +220,4 @@ def _move(tree: Any, device: torch.device) -> None:
         if isinstance(value, torch.Tensor):
             value.data = value.data.to(device)
         else:
-            waiting.extend(_parts(value))
+            waiting.extend(parts_of(value))

@@ -11,6 +11,7 @@ Source: https://huggingface.co/docs/safetensors, "Format".
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -22,7 +23,7 @@ from trainlab.checkpoint.tree import memory_key
 from trainlab.errors import CheckpointDamagedError, CheckpointError
 from trainlab.storage import Checksum
 
-__all__ = ["TensorFile", "read_tensors"]
+__all__ = ["TensorFile", "read_forms", "read_tensors"]
 
 _NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -152,23 +153,40 @@ def read_tensors(file: BinaryIO, *, size: int, checksum: str | None, name: str) 
         OSError: It cannot be read.
     """
     reader = _Reader(file, checksum)
-    try:
-        if size < 8:
-            raise _MalformedError(f"it has {size} bytes")
-        length = int.from_bytes(reader.read(8), "little")
-        if length > min(size - 8, _LARGEST_HEADER):
-            raise _MalformedError(f"its header is said to have {length} bytes")
-        header = reader.read(length)
-        if header[:1] != b"{":
-            raise _MalformedError("its header does not begin with an object")
-        entries, metadata = _checked_header(parse_json(header), size - 8 - length)
-        tensors = {}
-        for key, (dtype, shape) in entries:
-            tensors[key] = _read_tensor(reader, key, dtype, shape)
+    with _explained(name, size):
+        entries, metadata = _read_header(reader, size)
+        tensors = {key: _read_tensor(reader, key, dtype, shape) for key, (dtype, shape) in entries}
         if reader.read_any():
             raise _MalformedError("it goes on after its end")
         reader.compare()
         return _completed(tensors, metadata)
+
+
+def read_forms(file: BinaryIO, *, size: int, name: str) -> dict[str, torch.Tensor]:
+    """Read what tensors a safetensors file holds, from its header alone.
+
+    Args:
+        file: The file, at its beginning.
+        size: How many bytes it has.
+        name: What to call it in errors.
+
+    Returns:
+        Tensors on the device "meta", which have shape and dtype and no data, by name; tied ones are one object.
+
+    Raises:
+        CheckpointDamagedError: The file is no safetensors file.
+        OSError: It cannot be read.
+    """
+    with _explained(name, size):
+        entries, metadata = _read_header(_Reader(file, None), size)
+        tensors = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (dtype, shape) in entries}
+        return _completed(tensors, metadata)
+
+
+@contextmanager
+def _explained(name: str, size: int) -> Iterator[None]:
+    try:
+        yield
     except (_MalformedError, ValueError) as error:
         raise CheckpointDamagedError(
             f"A file of tensors is damaged: {str(error)[:500]}. Received: {name}. "
@@ -214,6 +232,19 @@ class _Reader:
     def compare(self) -> None:
         if self._checksum is not None and self._checksum.text != self._expected:
             raise _MalformedError("its content is not what was written")
+
+
+def _read_header(reader: _Reader, size: int) -> tuple[list[tuple[str, tuple[torch.dtype, list[int]]]], dict[str, str]]:
+    """The tensors in the order of their data, and the metadata."""
+    if size < 8:
+        raise _MalformedError(f"it has {size} bytes")
+    length = int.from_bytes(reader.read(8), "little")
+    if length > min(size - 8, _LARGEST_HEADER):
+        raise _MalformedError(f"its header is said to have {length} bytes")
+    header = reader.read(length)
+    if header[:1] != b"{":
+        raise _MalformedError("its header does not begin with an object")
+    return _checked_header(parse_json(header), size - 8 - length)
 
 
 def _read_tensor(reader: _Reader, key: str, dtype: torch.dtype, shape: list[int]) -> torch.Tensor:
