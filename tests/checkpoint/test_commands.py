@@ -332,16 +332,13 @@ def test_prune_asks_at_a_terminal(
 def test_ctrl_c_at_the_question_ends_without_a_traceback(checkpoints: Path) -> None:
     """The program, run as it is by a person, removes nothing when it is interrupted, and ends with status 130."""
     keys, screen = pty.openpty()
-    program = [sys.executable, "-m", "trainlab.checkpoint", "prune", str(checkpoints), "--keep-last", "1"]
-    with subprocess.Popen(
-        program,
-        cwd=ROOT,
-        stdin=screen,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # What runs the tests in the background has them ignore it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    ) as process:
+    # What runs the tests in the background has them ignore Ctrl-C, and their children too.
+    heeding = (
+        "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "runpy.run_module('trainlab.checkpoint', run_name='__main__', alter_sys=True)"
+    )
+    program = [sys.executable, "-c", heeding, "prune", str(checkpoints), "--keep-last", "1"]
+    with subprocess.Popen(program, cwd=ROOT, stdin=screen, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         told = process.stderr.read(len("Remove 3 of them for ever? [y/N] "))
         process.send_signal(signal.SIGINT)
