@@ -206,6 +206,7 @@ def test_the_instants_of_a_checkpoint_have_names(tmp_path: Path, monkeypatch: py
         "file written",
         "file synced",
         "folder synced",
+        "manifest begun",
         "manifest written",
         "manifest synced",
         "published",
