@@ -4,14 +4,18 @@ import contextlib
 import enum
 import json
 import logging
+import multiprocessing
 import shutil
+import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,7 +23,7 @@ import trainlab
 from tests.training.trials import LineTrial, weights
 from trainlab import Batch
 from trainlab.checkpoint import Checkpoint, Retention, register_class
-from trainlab.errors import CheckpointError, InvalidTypeError, InvalidValueError
+from trainlab.errors import CheckpointError, InvalidTypeError, InvalidValueError, TrainlabError
 from trainlab.storage import faults
 
 
@@ -419,3 +423,78 @@ def test_arguments_are_checked_before_training(open_run: Any) -> None:
     with pytest.raises(InvalidValueError, match="storage_options are for URLs"):
         trainlab.init(storage_options={"key": "x"})
     assert json.loads((context.run_dir / "run.json").read_text())["status"] == "running"
+
+
+def test_a_disk_that_is_full_for_all_of_the_run(
+    open_run: Any, small_disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the whole run on the full disk training goes on: what is lost until there is room is told."""
+    context = open_run(run_dir=small_disk / "run")
+    trial = Noting(context)
+    filler, trainer = small_disk / "filler", trainlab.Trainer(trial, context)
+    trial.before[5] = lambda: fill(trainer, filler)
+    trial.before[31] = filler.unlink
+    trainer.fit(max_length=Batch(40), checkpoint_period=Batch(4), reporting_period=Batch(1))
+    told = errors(caplog)
+    assert any("cannot be written by JsonlBackend" in line for line in told)
+    assert any("checkpoint at batch 12 was lost" in line for line in told)
+    assert names(small_disk / "run" / "checkpoints") == ["batch-0000036", "batch-0000040"]
+    context.close()
+    resumed = open_run(run_dir=small_disk / "run")
+    assert resumed.latest_checkpoint is not None and resumed.latest_checkpoint.name == "batch-0000040"
+    resumed.close()
+
+
+def test_a_run_that_ends_on_a_full_disk_lets_its_folder_go(open_run: Any, small_disk: Path) -> None:
+    """If the last checkpoint finds the run's disk full, fit says so, and the run can be opened again."""
+    context = open_run(run_dir=small_disk / "run")
+    trial = Noting(context)
+    filler, trainer = small_disk / "filler", trainlab.Trainer(trial, context)
+    trial.before[5] = lambda: fill(trainer, filler)
+    with pytest.raises(CheckpointError, match="No space left"):
+        trainer.fit(max_length=Batch(8), checkpoint_period=Batch(4), reporting_period=Batch(1))
+    with contextlib.suppress(OSError, TrainlabError):
+        context.close()
+    filler.unlink()
+    context = open_run(run_dir=small_disk / "run")
+    fit = trainlab.Trainer(Noting(context), context).fit
+    fit(max_length=Batch(8), latest_checkpoint=context.latest_checkpoint)
+    assert names(small_disk / "run" / "checkpoints") == ["batch-0000004", "batch-0000008"]
+    context.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="checkpoints are forked on Linux only")
+def test_memory_that_is_shared_is_not_left_to_a_fork(open_run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A state in memory that other processes share, by whatever means, is copied: a fork would see it change."""
+    shared = np.frombuffer(multiprocessing.RawArray("d", 1000))
+    context = open_run(run_dir="here")
+    trial = Noting(context)
+    context.register_stateful("shared", StatefulArray(shared))
+    trainlab.Trainer(trial, context).fit(max_length=Batch(8), checkpoint_period=Batch(4), checkpoint_mode="fork")
+    assert "a tensor is in shared memory" in caplog.text
+    for name in names():
+        Checkpoint.open(Path("here/checkpoints", name)).close()
+
+
+class StatefulArray:
+    def __init__(self, array: Any) -> None:
+        self.array = array
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"array": torch.from_numpy(self.array)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.array[:] = state["array"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="checkpoints are forked on Linux only")
+def test_a_program_that_ignores_its_children_can_fork(open_run: Any) -> None:
+    """With SIGCHLD ignored, as some programs have it, checkpoints by fork are written all the same."""
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        context = open_run(run_dir="here")
+        fit = trainlab.Trainer(LineTrial(context), context).fit
+        fit(max_length=Batch(8), checkpoint_period=Batch(4), checkpoint_mode="fork")
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    assert names() == ["batch-0000004", "batch-0000008"]

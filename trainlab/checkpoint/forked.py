@@ -7,6 +7,8 @@ import os
 import signal
 import sys
 import warnings
+from bisect import bisect_right
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,6 @@ from trainlab.errors import CheckpointError
 __all__ = ["ForkedWrite", "obstacle_to_fork"]
 
 _PR_SET_PDEATHSIG = 1
-_HELD_BACK = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2}
 
 
 def obstacle_to_fork(snapshot: Snapshot, target: Target) -> str | None:
@@ -39,13 +40,34 @@ def obstacle_to_fork(snapshot: Snapshot, target: Target) -> str | None:
         return "a process group is open, which does not survive a fork"
     if not target.store.is_local:
         return "the checkpoints are on a remote store, whose connections do not survive a fork"
+    try:
+        shared = _shared_mappings()
+    except OSError as error:
+        return f"it cannot be told which memory is shared ({error.strerror})"
     for file in snapshot.files:
         for source in file.sources:
             if source.device.type != "cpu":
                 return f"a tensor is on {source.device}"
-            if source.is_shared():  # type: ignore[no-untyped-call]
+            if _is_in(shared, source.untyped_storage().data_ptr()):
                 return "a tensor is in shared memory, which changes for the child, too"
     return None
+
+
+def _shared_mappings() -> list[tuple[int, int]]:
+    """Beginnings and ends of all memory that a child would share, in order: torch knows of its own alone."""
+    found = []
+    with Path("/proc/self/maps").open(encoding="ascii", errors="replace") as maps:
+        for line in maps:
+            addresses, permissions = line.split(maxsplit=2)[:2]
+            if permissions.endswith("s"):
+                begin, _, end = addresses.partition("-")
+                found.append((int(begin, 16), int(end, 16)))
+    return found
+
+
+def _is_in(mappings: list[tuple[int, int]], address: int) -> bool:
+    before = bisect_right(mappings, (address, sys.maxsize)) - 1
+    return before >= 0 and address < mappings[before][1]
 
 
 class ForkedWrite:
@@ -67,7 +89,7 @@ class ForkedWrite:
         library = ctypes.CDLL(None, use_errno=True)
         parent = os.getpid()
         self._answer, answer = os.pipe()
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD_BACK)
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
             with warnings.catch_warnings():
                 # The child takes no lock that another thread may hold: it writes bytes, and ends.
@@ -102,7 +124,10 @@ class ForkedWrite:
         with os.fdopen(self._answer, "rb") as pipe:
             answer = pipe.read()
         self._ended = True  # its number is another's once it is waited for
-        _, status = os.waitpid(self._pid, 0)
+        try:
+            _, status = os.waitpid(self._pid, 0)
+        except ChildProcessError:  # the program ignores SIGCHLD, and the system has waited for it
+            status = 0
         if not answer:
             with undone(self._target):
                 if self._aborted:
@@ -119,15 +144,16 @@ class ForkedWrite:
 
 
 def _write_and_end(target: Target, contents: Contents, parent: int, answer: int) -> None:
-    gc.disable()
     told: dict[str, Any] = {"error": "A checkpoint was not written: the process that wrote it was ended."}
     try:
-        if os.getppid() == parent:
-            told = {"files": write_files(target, contents)}
-    except BaseException as error:
-        told = {"error": str(error) or repr(error)}
-    finally:
+        gc.disable()
+        try:
+            if os.getppid() == parent:
+                told = {"files": write_files(target, contents)}
+        except BaseException as error:
+            told = {"error": str(error) or repr(error)}
         data = json.dumps(told).encode()
         while data:
             data = data[os.write(answer, data) :]
-        os._exit(0)
+    finally:
+        os._exit(0)  # whatever happens: it must not go on as a second training

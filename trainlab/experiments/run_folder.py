@@ -197,9 +197,9 @@ class RunFolder:
         Raises:
             StorageError: The store did not take all files. The folder is let go all the same.
         """
-        while self._attached:
-            _detach(*self._attached.pop())
         try:
+            while self._attached:
+                _detach(*self._attached.pop())
             if self._lock.is_held:
                 self.push()
         except OSError as error:
@@ -424,15 +424,14 @@ def _detach(source: logging.Logger, handler: logging.Handler) -> None:
     handlers = _log_handlers[source]
     handlers.remove(handler)
     source.removeHandler(handler)
+    if not handlers:
+        del _log_handlers[source]
+        if source in _given_level:
+            _given_level.remove(source)
+            # Another level is one that the user chose meanwhile.
+            if source.level == logging.INFO:
+                source.setLevel(logging.NOTSET)
     handler.close()
-    if handlers:
-        return
-    del _log_handlers[source]
-    if source in _given_level:
-        _given_level.remove(source)
-        # Another level is one that the user chose meanwhile.
-        if source.level == logging.INFO:
-            source.setLevel(logging.NOTSET)
 
 
 def _holder() -> dict[str, Any]:

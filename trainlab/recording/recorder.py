@@ -1,10 +1,12 @@
 """Recorder: hands each record to all backends, and keeps their files at one with the checkpoint a run goes on from."""
 
+import contextlib
+import functools
 import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -61,6 +63,8 @@ class Recorder:
         self._backends = list(backends)
         self._pending: list[Record] = []
         self._written_at = -math.inf
+        # Why records were lost since the last flush, which tells of it.
+        self._failed: OSError | None = None
         # What a Trial writes while it is built is no repetition: the first restore leaves files made since alone.
         self._earlier: set[Path] | None = set(self.files())
 
@@ -75,10 +79,17 @@ class Recorder:
             self._write_pending()
 
     def flush(self) -> None:
-        """Hand all that was recorded to the operating system: a process killed afterwards loses none of it."""
+        """Hand all that was recorded to the operating system: a process killed afterwards loses none of it.
+
+        Raises:
+            OSError: a file could not be written; what it had not taken yet is lost, and the next record begins anew.
+        """
         self._write_pending()
+        failed, self._failed = self._failed, None
         for backend in self._backends:
-            backend.flush()
+            failed = self._attempt(backend, backend.flush) or failed
+        if failed is not None:
+            raise failed
 
     def files(self) -> list[Path]:
         """List the files of all backends that there are.
@@ -126,17 +137,39 @@ class Recorder:
         self._earlier = None
 
     def close(self) -> None:
-        """Flush and close all backends; further calls do nothing."""
+        """Flush and close all backends; further calls do nothing.
+
+        Raises:
+            OSError: a file could not be written to its end.
+        """
         self._write_pending()
+        failed, self._failed = self._failed, None
         for backend in self._backends:
-            backend.close()
+            failed = self._attempt(backend, backend.close) or failed
+        if failed is not None:
+            raise failed
 
     def _write_pending(self) -> None:
         pending, self._pending = self._pending, []
         for record in pending:
             for backend in self._backends:
-                backend.write(record)
+                self._failed = self._attempt(backend, functools.partial(backend.write, record)) or self._failed
         self._written_at = time.monotonic()
+
+    def _attempt(self, backend: Backend, action: Callable[[], None]) -> OSError | None:
+        """Let a backend do something. A full disk must not end the training: the next checkpoint will tell of it."""
+        try:
+            action()
+        except OSError as error:
+            logger.error(
+                "What is recorded cannot be written by %s: %s. What it had not written yet is lost.",
+                type(backend).__name__,
+                error,
+            )
+            with contextlib.suppress(OSError):
+                backend.close()
+            return error
+        return None
 
 
 def _checked_size(size: Any) -> int:

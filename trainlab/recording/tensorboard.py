@@ -81,7 +81,11 @@ class TensorBoardBackend:
     def close(self) -> None:
         """Close every writer in this folder; a later write opens a new file."""
         for writer in self._open_writers():
-            writer.close()
+            try:
+                writer.close()
+            finally:
+                # It does so itself, unless the disk is full: then it would go on with a thread that has died.
+                writer.file_writer = writer.all_writers = None
 
     def _open_writers(self) -> "list[SummaryWriter]":
         folder = self._folder.resolve()

@@ -133,7 +133,10 @@ class Checkpointing:
             marked.best_checkpoint = name
         if not self._is_try:
             self._stream.warn_of_inexactness()
-        content = self._content(recording=self._context.session.recorder.state_dict())
+        recording = self._recording(final=final)
+        if recording is None:
+            return
+        content = self._content(recording=recording)
         self._run_save_start_hooks(content)
         content["progress"] = marked.state_dict()
         self._marked = marked
@@ -164,13 +167,7 @@ class Checkpointing:
             if isinstance(write.error, WriteAbortedError):
                 logger.warning("The checkpoint at batch %d was not finished.", self._marked.batches_trained)
                 return
-            logger.error(
-                "A checkpoint at batch %d was lost, and training goes on; the next one is tried. The last good one "
-                "is %s. %s",
-                self._marked.batches_trained,
-                self._context.latest_checkpoint,
-                write.error,
-            )
+            self._tell_of_loss(self._marked, write.error)
             return
         progress, marked = self._context.progress, self._marked
         progress.last_checkpoint_batch = marked.last_checkpoint_batch
@@ -180,6 +177,29 @@ class Checkpointing:
             self._context.session.latest_checkpoint = self._context.session.last_checkpoint = write.location
             logger.info("Checkpoint %s.", write.location)
         _run_apart(self._hooks.checkpoint_upload_end, uuid=str(write.location))
+
+    def _recording(self, *, final: bool) -> dict[str, Any] | None:
+        """Where the series are; None if they cannot be written, so that no checkpoint may be ahead of them."""
+        try:
+            return self._context.session.recorder.state_dict()
+        except OSError as error:
+            lost = CheckpointError(
+                f"What was recorded cannot be written, and no checkpoint is made without it: {error}. "
+                f"Received: {self._context.session.folder.place}. Make room there, or make it writable."
+            )
+            if final:
+                raise lost from error
+            self._tell_of_loss(self._context.progress, lost)
+            return None
+
+    def _tell_of_loss(self, progress: Progress, error: Exception) -> None:
+        logger.error(
+            "A checkpoint at batch %d was lost, and training goes on; the next one is tried. The last good one is "
+            "%s. %s",
+            progress.batches_trained,
+            self._context.latest_checkpoint,
+            error,
+        )
 
     def read_back(self) -> None:
         """Read the checkpoint that was written last, to see that it can be read."""
