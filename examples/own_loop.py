@@ -13,7 +13,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import trainlab
-from trainlab.checkpoint import checkpoint_name, latest_checkpoint, list_checkpoints, remove_rubbish
+from trainlab.checkpoint import (
+    checkpoint_name,
+    latest_checkpoint,
+    list_checkpoints,
+    remove_checkpoint,
+    remove_rubbish,
+)
 from trainlab.storage import open_store
 
 SEED = 0
@@ -45,7 +51,7 @@ def save(store, step, model, optimizer, scheduler):
     trainlab.save_checkpoint(state, store.location(name), weights=model)
     print(f"saved {step}", flush=True)
     for name in list_checkpoints(store)[:-KEPT]:
-        store.remove_unread(name, "manifest.json")
+        remove_checkpoint(store, name)
 
 
 def load(store, model, optimizer, scheduler):

@@ -62,6 +62,7 @@ def mixed(checkpoints: Path) -> Path:
     flip(checkpoints / "batch-0000020" / "ema.safetensors")
     (checkpoints / "batch-0000050").mkdir()
     (checkpoints / "batch-0000050" / "state.json").touch()
+    (checkpoints / "batch-0000050" / ".unfinished").touch()
     trainlab.save_checkpoint({}, checkpoints / "by hand")
     (checkpoints / "notes").mkdir()
     (checkpoints / "foreign").mkdir()

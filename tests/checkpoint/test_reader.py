@@ -1,10 +1,11 @@
+import itertools
 import os
 import pickle
 import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from trainlab.checkpoint import (
     latest_checkpoint,
     list_checkpoints,
     match_keys,
+    remove_checkpoint,
     remove_rubbish,
 )
 from trainlab.errors import (
@@ -35,7 +37,7 @@ from trainlab.errors import (
     CheckpointMismatchError,
     CheckpointNotFoundError,
 )
-from trainlab.storage import open_store
+from trainlab.storage import faults, open_store
 
 FILES = ["manifest.json", "model.safetensors", "state.json", "state.safetensors"]
 ROOT = Path(__file__).parents[2]
@@ -204,8 +206,11 @@ def test_the_run_or_the_folder_of_checkpoints_is_answered_with_the_newest(tmp_pa
 
 
 def test_a_checkpoint_that_was_never_finished_is_none(copy: Path) -> None:
-    """Without its manifest a folder is no checkpoint."""
+    """Without its manifest a folder with the writer's mark is no checkpoint; without the mark it is a damaged one."""
     (copy / "manifest.json").unlink()
+    with pytest.raises(CheckpointDamagedError, match=r"manifest\.json: it is missing"):
+        Checkpoint.open(copy)
+    (copy / ".unfinished").touch()
     with pytest.raises(CheckpointNotFoundError, match="never finished"):
         Checkpoint.open(copy)
 
@@ -352,6 +357,7 @@ def test_only_rubbish_of_ours_is_removed(tmp_path: Path, caplog: pytest.LogCaptu
     (damaged / "manifest.json").write_text("?")
     for name in ("notes", "batch-12", "batch-0000003.old", "batch-0000004.1", "batch-0000007/manifest.json"):
         (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "batch-0000007" / "manifest.json" / "x").touch()
     (tmp_path / "batch-0000005").symlink_to(tmp_path / "notes")
     (tmp_path / "batch-0000006").touch()
     assert remove_rubbish(open_store(tmp_path)) == ["batch-0000004.1"]
@@ -361,7 +367,7 @@ def test_only_rubbish_of_ours_is_removed(tmp_path: Path, caplog: pytest.LogCaptu
     }
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert f"{tmp_path / 'batch-0000004.1'}, a checkpoint that was never finished, or has lost" in record.getMessage()
+    assert f"{tmp_path / 'batch-0000004.1'}, a checkpoint that was never finished" in record.getMessage()
     assert remove_rubbish(open_store(tmp_path / "missing")) == []
 
 
@@ -443,3 +449,70 @@ def test_a_cast_can_be_allowed() -> None:
 def test_keys_that_fit_are_accepted() -> None:
     """The order of keys does not matter."""
     match_keys(model_state(), dict(reversed(model_state(1).items())), "model")
+
+
+def test_a_lost_manifest_is_no_rubbish(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Checkpoints whose manifests someone removed are damaged ones: reported, never removed, nor what else is there."""
+    folders = [write(tmp_path, batches) for batches in (1, 2, 3)]
+    for folder in folders[1:]:
+        (folder / "manifest.json").unlink()
+    (tmp_path / "batch-0000009").mkdir()
+    (tmp_path / "batch-0000009" / "mydata.csv").touch()
+    store = open_store(tmp_path)
+    assert remove_rubbish(store) == []
+    assert list_checkpoints(store) == [folder.name for folder in folders]
+    assert latest_checkpoint(tmp_path) == folders[0]
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2 and all("manifest.json: it is missing" in line and str(folders[0]) in line for line in told)
+
+
+def test_removing_is_known_as_such_at_every_instant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A removal that is killed leaves a whole checkpoint, or rubbish that the next start removes."""
+
+    class KilledError(Exception):
+        pass
+
+    def kill_at(number: int) -> Callable[[str], None]:
+        passed = itertools.count()
+
+        def hook(point: str) -> None:
+            if next(passed) == number:
+                raise KilledError
+
+        return hook
+
+    store = open_store(tmp_path)
+    for number in itertools.count():
+        name = write(tmp_path, number + 1).name
+        monkeypatch.setattr(faults, "hook", kill_at(number))
+        try:
+            assert remove_checkpoint(store, name)
+            break
+        except KilledError:
+            pass
+        finally:
+            monkeypatch.setattr(faults, "hook", None)
+        if list_checkpoints(store) == [name]:
+            Checkpoint.open_in(store, name).close()
+            remove_rubbish(store)
+            Checkpoint.open_in(store, name).close()
+            assert remove_checkpoint(store, name)
+        else:
+            assert list_checkpoints(store) == []
+            assert remove_rubbish(store) in ([name], [])
+        assert list(tmp_path.iterdir()) == []
+    assert number > 5
+
+
+def test_what_a_link_leads_to_is_not_removed(tmp_path: Path) -> None:
+    """A checkpoint that was moved away, with a link in its place, stays as it is where it was moved to."""
+    folder = write(tmp_path / "root", 1)
+    folder.rename(tmp_path / "archive")
+    folder.symlink_to(tmp_path / "archive")
+    before = sorted(path.name for path in (tmp_path / "archive").iterdir())
+    with pytest.raises(OSError, match="link"):
+        remove_checkpoint(open_store(tmp_path / "root"), folder.name)
+    with pytest.raises(OSError, match="link"):
+        open_store(tmp_path / "root").remove_unread(folder.name, "manifest.json")
+    assert sorted(path.name for path in (tmp_path / "archive").iterdir()) == before
+    Checkpoint.open(tmp_path / "archive").close()

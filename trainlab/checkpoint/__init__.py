@@ -2,7 +2,7 @@
 
 from trainlab.checkpoint.background import MODES, CheckpointWriter, SaveMode, Write
 from trainlab.checkpoint.classes import classes_in, register_class
-from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints, remove_rubbish
+from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints, remove_checkpoint, remove_rubbish
 from trainlab.checkpoint.matching import match_keys
 from trainlab.checkpoint.reader import Checkpoint, latest_checkpoint
 from trainlab.checkpoint.retention import Entry, Retention
@@ -33,6 +33,7 @@ __all__ = [
     "load_weights",
     "match_keys",
     "register_class",
+    "remove_checkpoint",
     "remove_rubbish",
     "save_checkpoint",
 ]

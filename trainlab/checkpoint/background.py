@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainlab.checkpoint.forked import ForkedWrite, obstacle_to_fork
-from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints
+from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints, remove_checkpoint
 from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_manifest, read_sequence
 from trainlab.checkpoint.retention import Entry, Retention, expired
 from trainlab.checkpoint.snapshot import Snapshot, Staging
@@ -270,14 +270,19 @@ class CheckpointWriter:
         for name in chosen:
             reached("retention chosen")
             try:
-                if self._store.remove_unread(name, MANIFEST):
+                if remove_checkpoint(self._store, name):
                     del self._entries[name]
                     self._taken.discard(name)
                     logger.info("Removed checkpoint %s, which is no longer kept.", name)
                 else:
                     logger.info("Checkpoint %s is being read, and removed later.", name)
             except OSError as error:
-                logger.error("Checkpoint %s, no longer kept, cannot be removed: %s.", self._store.location(name), error)
+                del self._entries[name]  # told once, and tried again by the next start
+                logger.error(
+                    "Checkpoint %s, no longer kept, cannot be removed: %s",
+                    self._store.location(name),
+                    str(error).rstrip(".") + ".",
+                )
         reached("retention done")
 
 

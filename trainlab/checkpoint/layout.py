@@ -8,29 +8,23 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager
 
 from trainlab.checkpoint.manifest import (
-    FORMAT,
-    FORMAT_VERSION,
     LARGEST_MANIFEST,
     MANIFEST,
     STATE_STRUCTURE,
     STATE_TENSORS,
-    is_inside,
+    UNFINISHED,
     read_sequence,
 )
 from trainlab.errors import CheckpointError, CheckpointNotFoundError, StorageError
 from trainlab.storage import Store, reached
 
 __all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "LARGEST_MANIFEST",
-    "MANIFEST",
     "NAME",
-    "STATE_STRUCTURE",
-    "STATE_TENSORS",
     "checkpoint_name",
-    "is_inside",
+    "has_lost_its_manifest",
+    "is_unfinished",
     "list_checkpoints",
+    "remove_checkpoint",
     "remove_rubbish",
     "split_location",
 ]
@@ -59,14 +53,14 @@ def checkpoint_name(batches_trained: int, taken: Container[str]) -> str:
 
 
 def list_checkpoints(store: Store) -> list[str]:
-    """All folders that are named like a checkpoint and have a manifest, damaged ones too.
+    """All folders that are named like a checkpoint and are one, damaged ones too.
 
     Args:
         store: The folder of the checkpoints; it need not exist.
 
     Returns:
-        Their names, in the order in which they were written. One with a damaged manifest, which does not tell, counts
-        as the newest, so that it is seen and reported.
+        Their names, in the order in which they were written. One whose manifest is damaged or lost, which does not
+        tell, counts as the newest, so that it is seen and reported.
 
     Raises:
         CheckpointError: ``store`` cannot be read.
@@ -77,8 +71,37 @@ def list_checkpoints(store: Store) -> list[str]:
             try:
                 found.append((_sequence(store, name), name))
             except FileNotFoundError:
-                continue
+                if has_lost_its_manifest(store, name):
+                    found.append((math.inf, name))
     return [name for _, name in sorted(found)]
+
+
+def remove_checkpoint(store: Store, name: str) -> bool:
+    """Remove a checkpoint, unless someone reads it; a crash in the middle leaves rubbish that is known as such.
+
+    Args:
+        store: The folder of the checkpoints.
+        name: Its folder's name.
+
+    Returns:
+        Whether it was removed; True also if it was not there.
+
+    Raises:
+        OSError: It cannot be removed.
+    """
+    mark = f"{name}/{UNFINISHED}"
+    try:
+        store.size(f"{name}/{MANIFEST}")  # refuses links, which lead to what is not ours
+        store.write(mark, [])
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        if not is_unfinished(store, name):
+            return not has_lost_its_manifest(store, name)
+    if store.remove_unread(name, MANIFEST):
+        return True
+    store.remove(mark)
+    return False
 
 
 def remove_rubbish(store: Store) -> list[str]:
@@ -88,14 +111,18 @@ def remove_rubbish(store: Store) -> list[str]:
         store: The folder of the checkpoints; it need not exist.
 
     Returns:
-        The names of the folders removed: those that are named like a checkpoint and have no manifest.
+        The names of the folders removed: those that are named like a checkpoint and never became one.
 
     Raises:
         CheckpointError: ``store`` cannot be read, or rubbish not be removed.
     """
     removed = []
     with _explained(store):
-        names = [name for name in store.folders() if NAME.fullmatch(name) and not _has_manifest(store, name)]
+        ours = [name for name in store.folders() if NAME.fullmatch(name)]
+        names = [name for name in ours if is_unfinished(store, name)]
+        for name in ours:
+            if name not in names:
+                store.remove(f"{name}/{UNFINISHED}")  # of a writer that was killed right after the manifest
     for name in names:
         try:
             store.remove_folder(name)
@@ -104,12 +131,57 @@ def remove_rubbish(store: Store) -> list[str]:
                 f"A checkpoint that was never finished cannot be removed: {error.strerror or error}. "
                 f"Received: {store.location(name)}. Remove it by hand."
             ) from error
-        _logger.warning(
-            "Removed %s, a checkpoint that was never finished, or has lost its %s.", store.location(name), MANIFEST
-        )
+        _logger.warning("Removed %s, a checkpoint that was never finished.", store.location(name))
         removed.append(name)
         reached("rubbish removed")
     return removed
+
+
+def is_unfinished(store: Store, name: str) -> bool:
+    """Tell whether a folder is what a killed writer left.
+
+    Args:
+        store: The folder of the checkpoints.
+        name: The folder's name.
+
+    Returns:
+        True if it has no manifest, and the writer's mark, or nothing at all.
+
+    Raises:
+        OSError: It cannot be told.
+    """
+    files = _files_without_manifest(store, name)
+    return files is not None and (not files or UNFINISHED in files)
+
+
+def has_lost_its_manifest(store: Store, name: str) -> bool:
+    """Tell whether a folder is a checkpoint whose manifest someone removed.
+
+    Args:
+        store: The folder of the checkpoints.
+        name: The folder's name.
+
+    Returns:
+        True if it has a checkpoint's files, and neither manifest nor writer's mark.
+
+    Raises:
+        OSError: It cannot be told.
+    """
+    files = _files_without_manifest(store, name)
+    return files is not None and UNFINISHED not in files and bool({STATE_STRUCTURE, STATE_TENSORS} & files)
+
+
+def _files_without_manifest(store: Store, name: str) -> set[str] | None:
+    """The files of a folder without a manifest; None if it has one, or is not for us to look into."""
+    try:
+        files = set(store.files(name))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (StorageError, PermissionError):
+        if not store.is_local:
+            raise
+        return None  # a link or a device in it, or rights that we have not: not what a writer leaves
+    return None if MANIFEST in files else files
 
 
 def split_location(path: str | os.PathLike[str]) -> tuple[str, str]:
@@ -144,18 +216,6 @@ def _sequence(store: Store, name: str) -> float:
     except OSError:  # a file that cannot be read, or is none: whoever opens the checkpoint is told
         return math.inf
     return math.inf if sequence is None else sequence
-
-
-def _has_manifest(store: Store, name: str) -> bool:
-    try:
-        store.size(f"{name}/{MANIFEST}")
-    except FileNotFoundError:
-        return False
-    except StorageError:
-        if not store.is_local:
-            raise
-        return True  # a link or a device: not what a writer leaves
-    return True
 
 
 @contextmanager

@@ -21,6 +21,7 @@ __all__ = [
     "MANIFEST",
     "STATE_STRUCTURE",
     "STATE_TENSORS",
+    "UNFINISHED",
     "FileEntry",
     "Manifest",
     "damaged",
@@ -32,6 +33,8 @@ __all__ = [
 
 FORMAT = "trainlab-checkpoint"
 MANIFEST = "manifest.json"
+# In a folder from its first instant until the manifest is there, and again when it is being removed.
+UNFINISHED = ".unfinished"
 STATE_STRUCTURE = "state.json"
 STATE_TENSORS = "state.safetensors"
 LARGEST_MANIFEST = 64 * 2**20

@@ -12,8 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from trainlab.checkpoint.commands import Place
-from trainlab.checkpoint.layout import NAME
-from trainlab.checkpoint.manifest import MANIFEST
+from trainlab.checkpoint.layout import NAME, remove_checkpoint
 from trainlab.checkpoint.matching import shown
 from trainlab.checkpoint.retention import Entry, Retention, expired
 from trainlab.errors import InvalidValueError, RunFolderError
@@ -91,7 +90,7 @@ def remove(store: Store, removal: Removal, *, rubbish: bool) -> None:
     """
     for name in [*removal.expired, *(removal.rubbish if rubbish else [])]:
         try:
-            is_removed = store.remove_unread(name, MANIFEST)
+            is_removed = remove_checkpoint(store, name)
         except OSError as error:
             removal.failed[name] = error.strerror or str(error)
         else:

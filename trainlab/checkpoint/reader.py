@@ -12,8 +12,16 @@ import torch
 
 from trainlab.checkpoint.absence import absence
 from trainlab.checkpoint.json_text import parse_json
-from trainlab.checkpoint.layout import list_checkpoints, split_location
-from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, FileEntry, Manifest, damaged, read_manifest
+from trainlab.checkpoint.layout import has_lost_its_manifest, list_checkpoints, split_location
+from trainlab.checkpoint.manifest import (
+    LARGEST_MANIFEST,
+    MANIFEST,
+    UNFINISHED,
+    FileEntry,
+    Manifest,
+    damaged,
+    read_manifest,
+)
 from trainlab.checkpoint.matching import shown
 from trainlab.checkpoint.tensor_file import read_tensors
 from trainlab.checkpoint.tree import decode
@@ -129,6 +137,8 @@ class Checkpoint:
             try:
                 release = store.hold(name, MANIFEST)
             except (FileNotFoundError, NotADirectoryError) as error:
+                if has_lost_its_manifest(store, name):
+                    raise damaged(where, MANIFEST, "it is missing") from error
                 raise CheckpointNotFoundError(f"There is no checkpoint. Received: {where}.") from error
             try:
                 try:
@@ -242,7 +252,7 @@ class Checkpoint:
                 raise damaged(where, name, "it is missing")
             if found[name] != entry.size:
                 raise damaged(where, name, f"it has {found[name]} bytes instead of {entry.size}")
-        strangers = sorted(found.keys() - self.files.keys() - {MANIFEST})
+        strangers = sorted(found.keys() - self.files.keys() - {MANIFEST, UNFINISHED})
         if strangers:
             _logger.warning("The checkpoint %s has files that are not part of it: %s.", where, shown(strangers))
 

@@ -18,6 +18,7 @@ from trainlab.checkpoint.manifest import (
     MANIFEST,
     STATE_STRUCTURE,
     STATE_TENSORS,
+    UNFINISHED,
     is_inside,
     render_manifest,
 )
@@ -88,6 +89,9 @@ def write_files(
     with _explained(target):
         target.store.make_folder(target.name)
     with undone(target):
+        with _explained(target):
+            target.store.write(f"{target.name}/{UNFINISHED}", [])
+            target.store.sync_folder(target.name)
         if before_commit is None:
             with _explained(target):
                 files = _write_all(target.store, target.name, contents, is_aborted)
@@ -131,6 +135,10 @@ def commit(
         _require_own_files(target, manifest)
         before_publish()
         target.store.publish(f"{target.name}/{MANIFEST}", render_manifest(manifest))
+    try:
+        target.store.remove(f"{target.name}/{UNFINISHED}")
+    except OSError as error:  # with a manifest it means nothing
+        logger.warning("The mark of a write cannot be removed from the checkpoint %s: %s.", target.location, error)
 
 
 def _write_all(store: Store, folder: str, contents: Contents, is_aborted: Callable[[], bool]) -> Files:
@@ -191,6 +199,8 @@ def _described(store: Store, name: str) -> Files:
     folder = Path(store.location(name))
     files: Files = {}
     for file, size in store.files(name).items():
+        if file == UNFINISHED:
+            continue
         if not is_inside(file):
             raise CheckpointError(f"A checkpoint cannot hold a file of this name. Received: {file!r}. Rename it.")
         files[file] = {"size": size, "checksum": _checksum_on_disk(folder / file)}

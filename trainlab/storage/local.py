@@ -256,7 +256,7 @@ class LocalStore:
         Returns:
             Whether it was removed; True also if it was not there.
         """
-        path = self._path(folder)
+        path = self._without_links(folder)
         standing = path / checked_name(first)
         try:
             with excluding_holds(standing) as is_there:
@@ -316,15 +316,20 @@ def _remove_tree(folder: Path) -> None:
     """Remove a folder and all below it, as far as it is there."""
     if folder.is_symlink():
         raise StorageError(errno.ELOOP, f"{folder} is a link; stores hold none, and what it leads to is not removed.")
-    folders = [folder]
+    folders, last = [folder], []
     for path in folders:
         with contextlib.suppress(FileNotFoundError), os.scandir(path) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
+                elif entry.name.startswith("."):
+                    last.append(Path(entry.path))  # marks, that tell what the rest is
                 else:
                     Path(entry.path).unlink(missing_ok=True)
                     reached("part removed")
+    for mark in last:
+        mark.unlink(missing_ok=True)
+        reached("part removed")
     for path in reversed(folders):
         with contextlib.suppress(FileNotFoundError):
             path.rmdir()

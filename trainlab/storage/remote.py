@@ -247,7 +247,11 @@ class RemoteStore:
             StorageError: the store kept some of it.
         """
         path = self._path(name)
+        # Marks, which tell what the rest is, go last.
+        others = [f"{path}/{file}" for file in self._files(name) if not file.startswith(".")]
         try:
+            if others:
+                self._do("remove", name, lambda fs: fs.rm(others))
             self._do("remove", name, lambda fs: fs.rm(path, recursive=True))
         except FileNotFoundError:
             return
