@@ -159,3 +159,15 @@ def test_what_cannot_be_kept_is_refused(arguments: dict[str, Any], error: type[E
     """A rule that means nothing is an error when it is written down, with what was received."""
     with pytest.raises(error, match=told):
         trainlab.Retention(**arguments)
+
+
+def test_a_run_that_went_back_keeps_its_own_best() -> None:
+    """The best of a run is kept although checkpoints that it left behind, by going back, were better."""
+    left_behind = Entry("batch-0000020", 2, 20, 0, {"loss": 1.0}, "batch-0000020")
+    own = [
+        Entry("batch-0000020.1", 3, 20, 0, {"loss": 2.0}, "batch-0000020.1"),
+        Entry("batch-0000030", 4, 30, 0, {"loss": 6.0}, "batch-0000020.1"),
+        Entry("batch-0000040", 5, 40, 0, {"loss": 7.0}, "batch-0000020.1"),
+    ]
+    removed = expired([left_behind, *own], Retention(keep_last=1), metric="loss")
+    assert removed == ["batch-0000020", "batch-0000030"]

@@ -288,3 +288,12 @@ def test_every_class_of_the_trees_is_known_here() -> None:
     """The changes are made to structures with members of every kind of class."""
     own = {cls for cls in vars(props).values() if isinstance(cls, type) and cls.__module__ == props.__name__}
     assert own <= set(KNOWN)
+
+
+def test_keys_made_to_collide_are_refused() -> None:
+    """A file of keys that all have one hash, which would take hours to put into a dict, is an error at once."""
+    pairs = [[{"$": "int", "v": hex(k * (2**61 - 1))}, 0] for k in range(200_000)]
+    with pytest.raises(CheckpointDamagedError, match="the same hash"):
+        decode({"$": "dict", "v": pairs}, {})
+    with pytest.raises(CheckpointDamagedError, match="the same hash"):
+        decode({"$": "set", "v": [pair[0] for pair in pairs]}, {})

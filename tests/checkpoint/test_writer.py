@@ -6,14 +6,25 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from tests.checkpoint.samples import DETAILS, model_state, same
 from tests.checkpoint.writing import write, write_checkpoint
-from trainlab.checkpoint import Checkpoint, latest_checkpoint, list_checkpoints, register_class, remove_rubbish
+from trainlab.checkpoint import (
+    Checkpoint,
+    Snapshot,
+    encode,
+    latest_checkpoint,
+    list_checkpoints,
+    register_class,
+    remove_rubbish,
+)
 from trainlab.errors import CheckpointError, InvalidValueError
 from trainlab.storage import open_store
 
@@ -23,6 +34,10 @@ ROOT = Path(__file__).parents[2]
 @register_class
 class Shape(enum.Enum):
     ROUND = 1
+
+
+def _branches(inner: Any) -> Any:
+    return st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5) | st.tuples(inner, inner)
 
 
 @pytest.fixture
@@ -302,3 +317,11 @@ def test_an_interrupted_write_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_checkpoint(tmp_path, batches_trained=1, weights={}, state={}, details={}, before_commit=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+@given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(), _branches))
+def test_the_structure_is_written_in_pieces(state: Any) -> None:
+    """However large a state is, its JSON is the same, and no piece of it takes long to make."""
+    snapshot = Snapshot(weights={}, state={"state": state, "long": list(range(10_000))}, details={})
+    (text,) = [b"".join(pieces) for name, pieces in snapshot.contents() if name == "state.json"]
+    assert json.loads(text) == json.loads(json.dumps(encode({"state": state, "long": list(range(10_000))})[0]))

@@ -23,7 +23,7 @@ import trainlab
 from tests.training.trials import LineTrial, weights
 from trainlab import Batch
 from trainlab.checkpoint import Checkpoint, Retention, register_class
-from trainlab.errors import CheckpointError, InvalidTypeError, InvalidValueError, TrainlabError
+from trainlab.errors import CheckpointError, InvalidTypeError, InvalidValueError, RunFolderError, TrainlabError
 from trainlab.storage import faults
 
 
@@ -498,3 +498,16 @@ def test_a_program_that_ignores_its_children_can_fork(open_run: Any) -> None:
     finally:
         signal.signal(signal.SIGCHLD, before)
     assert names() == ["batch-0000004", "batch-0000008"]
+
+
+def test_two_runs_cannot_share_a_folder_of_checkpoints(open_run: Any) -> None:
+    """A folder of checkpoints that a run holds is refused to another, and free again when the run is closed."""
+    first = open_run(run_dir="first", checkpoint_storage="shared")
+    with pytest.raises(RunFolderError, match="folder of checkpoints already.*checkpoint_storage"):
+        trainlab.init(run_dir="second", checkpoint_storage="shared", progress=False)
+    first.close()
+    open_run(run_dir="second", checkpoint_storage="shared")
+    Path("file").touch()
+    with pytest.raises(RunFolderError, match="cannot be made.*file"):
+        trainlab.init(run_dir="third", checkpoint_storage="file/x", progress=False)
+    open_run(run_dir="third")

@@ -206,6 +206,12 @@ class CheckpointWriter:
         if self._child is not None:
             self._child.abort()
 
+    def close(self) -> None:
+        """Give the memory for copies back; nothing may be written any more."""
+        if self._reserving is not None:
+            self._reserving.join()
+        self._staging.release()
+
     def _take_memory(self, size: int) -> str | None:
         """Take the memory for copies; the reason, if there is not so much."""
         try:

@@ -130,24 +130,30 @@ class Decoder:
         is_right = isinstance(pairs, list) and all(isinstance(pair, list) and len(pair) == 2 for pair in pairs)
         check(is_right, f"a {node['$']} holds no list of pairs")
         path = self._down(pairs)
+        hashes: Counter[int] = Counter()
         for i, (key_node, value_node) in enumerate(pairs):
             path[-1] = ("key", i)
-            key = self._hashed(key_node)
+            key = self._hashed(key_node, hashes)
             path[-1] = key if type(key) is str else ("/", key)
             check(key not in made, f"a {node['$']} has a key twice")
             made[key] = self._value(value_node)
         path.pop()
         return made
 
-    def _hashed(self, node: Any) -> Any:
+    def _hashed(self, node: Any, hashes: Counter[int]) -> Any:
         value = self._value(node)
         check(not isinstance(value, torch.Tensor), "a tensor is a key or an element of a set")
+        number = hash(value)
+        hashes[number] += 1
+        # Looking up one costs as much as there are of the same hash: made on purpose, a file would take hours.
+        check(hashes[number] <= _MOST_OF_A_HASH, "too many keys or elements of a set have the same hash")
         return value
 
     def _elements(self, kind: type, node: Node) -> Any:
         check(isinstance(node["v"], list), f"a {node['$']} holds no list")
         self._down(node["v"], ("{}", None))
-        items = [self._hashed(item) for item in node["v"]]
+        hashes: Counter[int] = Counter()
+        items = [self._hashed(item, hashes) for item in node["v"]]
         made = kind(items)
         check(len(made) == len(items), f"a {node['$']} has an element twice")
         self._path.pop()
@@ -270,6 +276,8 @@ def _leaf(read: Callable[[Node], Any]) -> Callable[[Decoder, Node], Any]:
     return lambda decoder, node: read(node)
 
 
+# No honest state comes near it.
+_MOST_OF_A_HASH = 100
 _V = fields("v")
 _READERS: dict[str, tuple[Callable[[Decoder, Node], Any], Fields]] = {
     **{tag: (_leaf(read), names) for tag, (read, names) in LEAF_READERS.items()},

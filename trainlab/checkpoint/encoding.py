@@ -35,8 +35,6 @@ _ALLOWED = (
     "dataclasses that are registered"
 )
 
-_ADVICE = "Return such values from state_dict() and build the object anew in load_state_dict()"
-
 
 class _Repr(reprlib.Repr):
     """A repr of bounded length, which no class of a user's can make fail."""

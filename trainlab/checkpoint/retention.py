@@ -52,6 +52,7 @@ class Entry:
         batches_trained: the batches trained.
         epochs_trained: the epochs finished.
         validation: the metrics of the validation made at its batch; empty without one.
+        best: the name of the checkpoint that holds the best of the run up to it; None if none does.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Entry:
     batches_trained: int
     epochs_trained: int
     validation: dict[str, Any] = field(default_factory=dict)
+    best: str | None = None
 
     @classmethod
     def of(cls, name: str, sequence: int, progress: dict[str, Any]) -> "Entry":
@@ -74,13 +76,14 @@ class Entry:
         """
         batches = _count(progress.get("batches_trained"))
         validated = progress.get("last_validation_batch") == batches
-        metrics = progress.get("validation_metrics")
+        metrics, best = progress.get("validation_metrics"), progress.get("best_checkpoint")
         return cls(
             name=name,
             sequence=sequence,
             batches_trained=batches,
             epochs_trained=_count(progress.get("epochs_trained")),
             validation=dict(metrics) if validated and isinstance(metrics, dict) else {},
+            best=best if isinstance(best, str) else None,
         )
 
 
@@ -102,7 +105,10 @@ def expired(
     if retention.keep_last is None:
         return []
     kept = {entry.name for entry in in_order[-retention.keep_last :]}
-    kept |= set(_best(in_order, metric, smaller_is_better)[: retention.keep_best])
+    best = _best(in_order, metric, smaller_is_better)
+    # A run that went back to an earlier checkpoint has a best of its own, whatever those say that it left behind.
+    own = [entry.best for entry in in_order[-1:] if metric is not None and entry.best in best]
+    kept |= set([*own, *(name for name in best if name not in own)][: retention.keep_best])
     kept |= set(_first_of_each_stretch(in_order, retention.keep_every))
     return [entry.name for entry in in_order if entry.name not in kept]
 

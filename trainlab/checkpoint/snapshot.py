@@ -24,6 +24,9 @@ _ROLE = re.compile(r"[A-Za-z0-9_-]{1,50}")
 _TOLD: dict[str, Any] = {"progress": {}, "trial_class": "", "hparams": None, "exp_conf": None, "versions": {}}
 # Each file's data begins at a multiple of this in the staging memory, a cache line.
 _ALIGNMENT = 64
+# Some milliseconds' worth of JSON.
+_LIST_PIECE = 2_000
+_TEXT_PIECE = 2**18
 
 
 class Snapshot:
@@ -85,7 +88,15 @@ class Snapshot:
         return [*contents, (STATE_STRUCTURE, self._structure_pieces())]
 
     def _structure_pieces(self) -> Iterator[memoryview]:
-        yield memoryview(json.dumps(self._structure, allow_nan=False).encode())
+        texts, length = [], 0
+        for text in _json_pieces(self._structure):
+            texts.append(text)
+            length += len(text)
+            if length >= _TEXT_PIECE:
+                yield memoryview("".join(texts).encode())
+                texts, length = [], 0
+        if texts:
+            yield memoryview("".join(texts).encode())
 
 
 class Staging:
@@ -137,7 +148,31 @@ class Staging:
             torch._foreach_copy_(self._targets, sources, non_blocking=self._pinned)
         for device in {source.device for source in sources if source.is_cuda}:
             torch.cuda.current_stream(device).synchronize()
+        for file in snapshot.files:
+            file.forget_sources()
         return sections
+
+    def release(self) -> None:
+        """Give the memory back."""
+        self._layout, self._targets = None, []
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+
+def _json_pieces(node: Any) -> Iterator[str]:
+    """The JSON of a structure, of which no piece takes long: the interpreter's lock is held while one is made."""
+    if isinstance(node, dict) and node and ("$" not in node or isinstance(node.get("v"), list)):
+        for number, (key, value) in enumerate(node.items()):
+            yield f"{', ' if number else '{'}{json.dumps(key)}: "
+            yield from _json_pieces(value)
+        yield "}"
+    elif isinstance(node, list) and len(node) > _LIST_PIECE:
+        yield "["
+        for begin in range(0, len(node), _LIST_PIECE):
+            piece = json.dumps(node[begin : begin + _LIST_PIECE], allow_nan=False)[1:-1]
+            yield f", {piece}" if begin else piece
+        yield "]"
+    else:
+        yield json.dumps(node, allow_nan=False)
 
 
 def _aligned(size: int) -> int:

@@ -64,7 +64,7 @@ class _Slot:
 
 
 class TensorFile:
-    """What a safetensors file will hold; the tensors are not copied, and may change until ``stage`` or ``pieces``.
+    """What a safetensors file will hold: laid out, with the tensors as they are, not copied.
 
     Args:
         tensors: By name, of any shape and device. Of those that share all their memory the first is stored, and the
@@ -116,6 +116,10 @@ class TensorFile:
             Views of the buffer, one for each of ``sources``, of its shape and dtype.
         """
         return [buffer[slot.begin : slot.end].view(slot.source.dtype).view(slot.source.shape) for slot in self._slots]
+
+    def forget_sources(self) -> None:
+        """Let the tensors go once they are copied, for nobody else may need them; ``pieces`` needs a buffer then."""
+        self._slots = []
 
     def pieces(self, buffer: torch.Tensor | None = None) -> Iterator[memoryview]:
         """Give the file's bytes.

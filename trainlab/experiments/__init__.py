@@ -1,5 +1,5 @@
 """What a run is made of besides its training: its folder, its parameters, its record. No torch."""
 
-from trainlab.experiments.run_folder import RunFolder
+from trainlab.experiments.run_folder import FolderLock, RunFolder, take_lock
 
-__all__ = ["RunFolder"]
+__all__ = ["FolderLock", "RunFolder", "take_lock"]

@@ -30,7 +30,7 @@ from trainlab.experiments.remote_folder import (
 )
 from trainlab.experiments.yaml_text import mask_command, to_yaml
 
-__all__ = ["RunFolder"]
+__all__ = ["FolderLock", "RunFolder", "take_lock"]
 
 logger = logging.getLogger("trainlab.experiments")
 
@@ -39,7 +39,7 @@ _GIT_TIMEOUT_SECONDS = 5
 _YAML_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s"#][^:]*?)\s*:(?:\s|$)')
 
 
-class _Lock:
+class FolderLock:
     """The lock of a folder, until it is released; a forked child does not have it."""
 
     def __init__(self, folder: Path, descriptor: int) -> None:
@@ -65,7 +65,7 @@ class _Lock:
 
 
 # The folders that this process holds, without symbolic links.
-_held: dict[Path, _Lock] = {}
+_held: dict[Path, FolderLock] = {}
 # The runs' handlers of each logger; the last one writes.
 _log_handlers: dict[logging.Logger, list[logging.Handler]] = {}
 # The loggers that had no level before a run's handler came.
@@ -102,7 +102,7 @@ class RunFolder:
         record_file: ``run.json``.
     """
 
-    def __init__(self, path: Path, name: str, lock: _Lock, remote: RemoteFolder | None = None) -> None:
+    def __init__(self, path: Path, name: str, lock: FolderLock, remote: RemoteFolder | None = None) -> None:
         self.path = path
         self.url = None if remote is None else remote.url
         self.place: Path | str = path if self.url is None else self.url
@@ -156,7 +156,7 @@ class RunFolder:
             path = _new_folder(Path(root), name)
         else:
             path = given.path if isinstance(given, RemoteFolder) else _given_folder(given)
-        lock = _take_lock(path, path if remote is None else remote.url)
+        lock = take_lock(path, path if remote is None else remote.url)
         try:
             if remote is not None:
                 remote.fetch()
@@ -382,12 +382,26 @@ def _unusable(path: Path, done: str, error: OSError) -> RunFolderError:
     return RunFolderError(f"{path} cannot be {done}: {reason}. Choose another run_dir, or make this place writable.")
 
 
-def _take_lock(path: Path, place: Path | str) -> _Lock:
+def take_lock(path: Path, place: Path | str, what: str = "run's folder", argument: str = "run_dir") -> FolderLock:
+    """Lock a folder against other runs, of this process too.
+
+    Args:
+        path: The folder.
+        place: What to call it in errors.
+        what: What it is, in errors.
+        argument: Which argument names it.
+
+    Returns:
+        The lock, to be released.
+
+    Raises:
+        RunFolderError: Someone holds it, or nobody can.
+    """
     resolved = path.resolve()
     if resolved in _held:
         raise RunFolderError(
-            f"This process holds the run's folder already. Received: {place}. "
-            "Close the run that holds it first, or pass another run_dir."
+            f"This process holds the {what} already. Received: {place}. "
+            f"Close the run that holds it first, or pass another {argument}."
         )
     try:
         descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -404,10 +418,10 @@ def _take_lock(path: Path, place: Path | str) -> _Lock:
         if error.errno not in (errno.EACCES, errno.EAGAIN):
             raise _unusable(path / LOCK, "locked", error) from error
         raise RunFolderError(
-            f"The run's folder is held by {holder}. Received: {place}. "
-            "Wait until it ends or stop it, or pass another run_dir."
+            f"The {what} is held by {holder}. Received: {place}. "
+            f"Wait until it ends or stop it, or pass another {argument}."
         ) from None
-    return _Lock(resolved, descriptor)
+    return FolderLock(resolved, descriptor)
 
 
 def _attach(source: logging.Logger, handler: logging.Handler) -> None:

@@ -215,7 +215,10 @@ class Checkpointing:
         """
         if isinstance(error, KeyboardInterrupt):
             self._writer.abort()
-        self.settle(wait=True)
+        try:
+            self.settle(wait=True)
+        finally:
+            self._writer.close()
 
     def best(self) -> Path | str | None:
         """The checkpoint that holds the best so far, if it is there."""

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.checkpoint import latest_checkpoint, remove_rubbish
-from trainlab.errors import InvalidStateError, TrainlabError
-from trainlab.experiments import RunFolder
+from trainlab.errors import InvalidStateError, RunFolderError, TrainlabError
+from trainlab.experiments import FolderLock, RunFolder, take_lock
 from trainlab.recording import Display, JsonlBackend, LineDisplay, Recorder, TensorBoardBackend, make_display
-from trainlab.storage import open_store
+from trainlab.storage import Store, open_store
 
 __all__ = ["Session"]
 
@@ -59,8 +59,14 @@ class Session:
             return
         place = folder.checkpoints_place if checkpoint_storage is None else checkpoint_storage
         self.checkpoints = open_store(place, storage_options if "://" in os.fspath(place) else None)
-        remove_rubbish(self.checkpoints)
-        self.latest_checkpoint = latest_checkpoint(self.checkpoints)
+        self._storage_lock = _lock_of(self.checkpoints, folder)
+        try:
+            remove_rubbish(self.checkpoints)
+            self.latest_checkpoint = latest_checkpoint(self.checkpoints)
+        except BaseException:
+            if self._storage_lock is not None:
+                self._storage_lock.release()
+            raise
         self._tensorboard = TensorBoardBackend(folder.tensorboard)
         self._tensorboard.enabled = enable_tensorboard_logging
         self.recorder = Recorder(folder.path, [JsonlBackend(folder.metrics_file), self._tensorboard])
@@ -135,6 +141,8 @@ class Session:
                     status=_status(error), error=None if error is None else f"{type(error).__name__}: {error}"
                 )
             finally:
+                if self._storage_lock is not None:
+                    self._storage_lock.release()
                 self.folder.close()
         except (OSError, TrainlabError) as failure:
             if error is None:
@@ -163,6 +171,21 @@ class _NoWriter:
         if name.startswith("_"):
             raise AttributeError(name)
         return lambda *args, **kwargs: None
+
+
+def _lock_of(store: Store, folder: RunFolder) -> FolderLock | None:
+    """The lock of a folder of checkpoints that is not in the run's own, which is locked already."""
+    path = store.location()
+    if not isinstance(path, Path) or path == folder.checkpoints:
+        return None
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFolderError(
+            f"The folder of checkpoints cannot be made: {error.strerror}. Received: {path}. Pass another "
+            "checkpoint_storage, or make this place writable."
+        ) from error
+    return take_lock(path, path, "folder of checkpoints", "checkpoint_storage")
 
 
 def _status(error: BaseException | None) -> str:

@@ -276,7 +276,8 @@ class Trainer:
         """Find out whether the state can be saved at all, as soon as an optimizer has a state."""
         steps = self.context.progress.optimizer_steps.values()
         self._batches_tried += 1
-        if sum(steps) > self._steps_at_start or self._batches_tried == _BATCHES_BEFORE_TRY:
+        latest = _BATCHES_BEFORE_TRY + self.context.aggregation_frequency
+        if sum(steps) > self._steps_at_start or self._batches_tried == latest:
             self._untried = False
             by_policy = self._policy != "none" and self._plan.validation_period is not None
             self._checkpointing.try_in_memory(before_the_end=by_policy or self._plan.checkpoint_period is not None)
