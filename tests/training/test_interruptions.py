@@ -115,8 +115,8 @@ def test_a_second_ctrl_c_gives_up_what_is_written_beside_the_training(
 ) -> None:
     """A second Ctrl-C also ends a write beside the training, in a thread or a child, and leaves nothing half done."""
     run_dir = tmp_path / "run"
-    process = server.start(run_dir, "--features", f"shuffle,{mode}", pause_at="point:file begun:4")
-    assert process.told() == "point:file begun 4 False"
+    process = server.start(run_dir, "--features", f"shuffle,{mode}", pause_at="point:file begun:6")
+    assert process.told() == "point:file begun 6 False"
     process.signal(signal.SIGINT)
     while "finishing the batch" not in process.stderr:
         assert not process.gone(seconds=0.01)
