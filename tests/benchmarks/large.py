@@ -1,5 +1,6 @@
 """Checkpoints of a model that is large: how long training is held, what the steps cost meanwhile, what a load costs."""
 
+import math
 import shutil
 import statistics
 import time
@@ -191,6 +192,9 @@ def print_tables(answer: dict[str, Any], rounds: int) -> None:
     table(title, ["", "ms", "of torch.save", "of a bare copy"], rows)
     stall, copy = answer["in turn"]
     print(f"In turns in one run: held {stall * 1e3:.1f} ms, a bare copy {copy * 1e3:.1f} ms, ratio {stall / copy:.3f}.")
-    rows = [[mode, f"{ratio:.3f}", f"{answer['memory'][mode]:.2f}"] for mode, ratio in answer["slowed"].items()]
+    rows = [
+        [mode, "–" if math.isnan(ratio) else f"{ratio:.3f}", f"{answer['memory'][mode]:.2f}"]
+        for mode, ratio in answer["slowed"].items()
+    ]
     table("Steps while it is written", ["mode", "ratio to a quiet step", "GB more in memory at most"], rows)
     table("Loading it", ["", "s"], [[name, f"{seconds:.2f}"] for name, seconds in answer["load"].items()])
