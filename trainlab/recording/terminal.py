@@ -36,6 +36,8 @@ class Terminal:
         self._shown = False
         self._mid_line = False
         self._closed = False
+        # In a forked worker: the beginnings of lines that are not whole yet.
+        self._of_worker: dict[TextIO, str] = {}
         self._pid = os.getpid()
         self._replaced = {
             name: original
@@ -80,15 +82,24 @@ class Terminal:
         with _lock:
             if self._closed or not text:
                 return target.write(text)
+            if os.getpid() != self._pid:
+                return self._pass_on_in_worker(text, target)
             self._erase()
             written = target.write(text)
             target.flush()
             self._mid_line = not text.endswith("\n")
-            if os.getpid() == self._pid:
-                self._show()
-            else:
-                self._shown = not self._mid_line  # in a forked worker: the parent has drawn it again by then
+            self._show()
         return written
+
+    def _pass_on_in_worker(self, text: str, target: TextIO) -> int:
+        """Write whole lines only, each in one write with what erases: the parent may draw its line at any time."""
+        lines, newline, rest = (self._of_worker.pop(target, "") + text).rpartition("\n")
+        if rest:
+            self._of_worker[target] = rest
+        if newline:
+            target.write(f"{_ERASE}{lines}\n")
+            target.flush()
+        return len(text)
 
     def close(self) -> None:
         """Leave the last line where it is, with the cursor below it, and give the streams back."""
