@@ -305,6 +305,8 @@ class Trainer:
             before_publish=_nothing if self._test_mode else context.session.secure_series,
             **self._write_options,
         )
+        if hooks.checkpoint_write_end and self._write_options["mode"] != "sync":
+            logger.info("A callback has on_checkpoint_write_end: training waits while a checkpoint is written.")
         self._checkpointing = Checkpointing(
             trial, context, hooks, loader, self._batches, writer, is_try=self._test_mode
         )
