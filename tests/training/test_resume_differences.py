@@ -12,7 +12,7 @@ from torch import nn
 import trainlab
 from tests.checkpoint.writing import write_checkpoint
 from tests.training.checkpoint_runs import Wider, newest, run
-from tests.training.trials import LineTrial, weights
+from tests.training.trials import LineTrial, line, weights
 from trainlab import Batch, Epoch
 from trainlab.checkpoint import Checkpoint, encode
 from trainlab.errors import CheckpointError, CheckpointMismatchError, InvalidStateError, MetricError
@@ -24,7 +24,8 @@ def fit(open_run: Any, trial_class: type[LineTrial], batches: int, *, start: Any
     What `init` takes is taken from the arguments; the rest goes to `fit`.
     """
     given = {"run_dir": "here", **arguments}
-    context = open_run(**{k: given.pop(k) for k in ("run_dir", "seed", "aggregation_frequency") if k in given})
+    of_init = ("run_dir", "seed", "aggregation_frequency", "precision")
+    context = open_run(**{name: given.pop(name) for name in of_init if name in given})
     trial = trial_class(context)
     latest = context.latest_checkpoint if start == "own" else start
     result = trainlab.Trainer(trial, context).fit(max_length=Batch(batches), latest_checkpoint=latest, **given)
@@ -306,6 +307,21 @@ class ShorterTrial(LineTrial):
     records = 16
 
 
+class LargerBatches(LineTrial):
+    def build_training_data_loader(self) -> Any:
+        return trainlab.DataLoader(line(self.records), batch_size=8, shuffle=True)
+
+
+class WithWorkers(LineTrial):
+    def build_training_data_loader(self) -> Any:
+        return trainlab.DataLoader(line(self.records), batch_size=4, shuffle=True, num_workers=1)
+
+
+class PlainLoader(LineTrial):
+    def build_training_data_loader(self) -> Any:
+        return torch.utils.data.DataLoader(line(self.records), batch_size=4)
+
+
 class ShorterInOrder(ShorterTrial):
     shuffle = False
 
@@ -316,6 +332,9 @@ class ShorterInOrder(ShorterTrial):
         ("seed was 3 and is 4", LineTrial, {"seed": 4}),
         ("aggregation_frequency was 1 and is 2", LineTrial, {"aggregation_frequency": 2}),
         ("records in the training data set was 64 and is 16", ShorterTrial, {}),
+        ("training batch size was 4 and is 8", LargerBatches, {}),
+        ("training loader with workers was False and is True", WithWorkers, {}),
+        ("precision was 'fp32' and is 'bf16'", LineTrial, {"precision": "bf16"}),
     ],
 )
 def test_a_resume_that_cannot_be_exact_says_why(
@@ -327,6 +346,23 @@ def test_a_resume_that_cannot_be_exact_says_why(
     fit(open_run, trial_class, 8, **arguments)
     found = [r for r in caplog.records if "goes on otherwise" in r.message and "Trial class" not in r.message]
     assert len(found) == 1 and found[0].levelno == logging.WARNING and named in found[0].message
+
+
+def test_another_class_of_trial_or_loader_is_named(open_run: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever resumes with another Trial class and another loader reads both, and each version that has changed."""
+    fit(open_run, LineTrial, 3)
+    path = newest()
+    with Checkpoint.open(path) as checkpoint:
+        content, weights = checkpoint.state(), checkpoint.weights("model")
+        details = {"progress": checkpoint.progress, "trial_class": checkpoint.trial_class}
+    content["made_with"]["version of torch"] = "1.0"
+    elsewhere = write_checkpoint(
+        Path("elsewhere"), batches_trained=3, weights={"model": weights}, state=content, details=details
+    )
+    fit(open_run, PlainLoader, 6, run_dir="new", start=elsewhere)
+    told = [record.getMessage() for record in caplog.records if "goes on otherwise" in record.getMessage()]
+    wanted = ["Trial class was", "class of the training loader was", "version of torch was '1.0' and is"]
+    assert all(any(want in line for line in told) for want in wanted), told
 
 
 def test_every_difference_is_named(open_run: Any, caplog: pytest.LogCaptureFixture) -> None:

@@ -128,7 +128,7 @@ def remove_rubbish(store: Store) -> list[str]:
             store.remove_folder(name)
         except OSError as error:
             raise CheckpointError(
-                f"A checkpoint that was never finished cannot be removed: {error.strerror or error}. "
+                f"A checkpoint that was never finished cannot be removed: {str(error.strerror or error).rstrip('.')}. "
                 f"Received: {store.location(name)}. Remove it by hand."
             ) from error
         _logger.warning("Removed %s, a checkpoint that was never finished.", store.location(name))
@@ -224,6 +224,6 @@ def _explained(store: Store) -> Iterator[None]:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"The folder of checkpoints cannot be read: {error.strerror or error}. Received: {store.url}. "
-            "Pass a folder that can be read."
+            f"The folder of checkpoints cannot be read: {str(error.strerror or error).rstrip('.')}. "
+            f"Received: {store.url}. Pass a folder that can be read."
         ) from error

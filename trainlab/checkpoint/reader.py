@@ -325,7 +325,7 @@ def _readable(where: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise CheckpointError(
-            f"The checkpoint {where} cannot be read: {error.strerror or error}. Make it readable."
+            f"The checkpoint {where} cannot be read: {str(error.strerror or error).rstrip('.')}. Make it readable."
         ) from error
     except MemoryError as error:
         raise CheckpointError(

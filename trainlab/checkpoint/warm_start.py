@@ -167,7 +167,7 @@ def _read_file(path: str | os.PathLike[str], storage_options: Mapping[str, Any] 
         raise CheckpointNotFoundError(f"There is no such file of weights. Received: {where}.") from error
     except OSError as error:
         raise CheckpointError(
-            f"The file {where} cannot be read: {error.strerror or error}. Make it readable."
+            f"The file {where} cannot be read: {str(error.strerror or error).rstrip('.')}. Make it readable."
         ) from error
 
 

@@ -242,8 +242,8 @@ def _explained(target: Target) -> Iterator[None]:
         raise
     except OSError as error:
         raise CheckpointError(
-            f"A checkpoint cannot be written: {error.strerror or error}. Received: {target.location}. Nothing of it "
-            "is left, and earlier ones are as they were. Make room there, or make it writable."
+            f"A checkpoint cannot be written: {str(error.strerror or error).rstrip('.')}. Received: {target.location}. "
+            "Nothing of it is left, and earlier ones are as they were. Make room there, or make it writable."
         ) from error
 
 
