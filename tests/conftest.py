@@ -1,6 +1,9 @@
 """What holds for all tests."""
 
 import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -27,3 +30,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _no_run_folder_from_outside() -> None:
     """A run folder named by the shell that started the tests is not theirs."""
     os.environ.pop("TRAINLAB_RUN_DIR", None)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 1 MiB."""
+    folder = tmp_path / "small"
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a file system")
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {done.stderr}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)

@@ -46,20 +46,6 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return open_store(tmp_path / "checkpoints" if request.param == "local" else f"memory://{uuid.uuid4()}/checkpoints")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("only root can mount a file system")
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.decode()}")
-    yield mount
-    subprocess.run(["umount", mount], check=True)
-
-
 class Gate:
     """A named instant of a write at which the writer, a thread or a process, waits until it is let through."""
 

@@ -4,7 +4,7 @@ import errno
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,26 +12,6 @@ import pytest
 from trainlab.storage import Checksum, open_store
 
 NOBODY = 65534
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one MiB."""
-    yield from mounted(tmp_path / "disk", "size=1m")
-
-
-def mounted(folder: Path, options: str) -> Iterator[Path]:
-    if os.getuid() != 0:
-        pytest.skip("only root can mount a file system")
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"mounting is not permitted: {done.stderr}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 def test_a_full_disk_is_told(small_disk: Path) -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,18 +24,6 @@ from trainlab import Batch
 from trainlab.checkpoint import Checkpoint, Retention, register_class
 from trainlab.errors import CheckpointError, InvalidTypeError, InvalidValueError, RunFolderError, TrainlabError
 from trainlab.storage import faults
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 1 MiB."""
-    mount = tmp_path / "small"
-    mount.mkdir()
-    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", mount], capture_output=True, check=False)
-    if done.returncode:
-        pytest.skip(f"a file system cannot be mounted here: {done.stderr.decode()}")
-    yield mount
-    subprocess.run(["umount", "-l", mount], check=True)
 
 
 @pytest.fixture
