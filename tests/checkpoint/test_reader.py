@@ -484,6 +484,8 @@ def test_removing_is_known_as_such_at_every_instant(tmp_path: Path, monkeypatch:
     store = open_store(tmp_path)
     for number in itertools.count():
         name = write(tmp_path, number + 1).name
+        for hidden in (".a", ".zzz"):
+            (tmp_path / name / hidden).touch()
         monkeypatch.setattr(faults, "hook", kill_at(number))
         try:
             assert remove_checkpoint(store, name)

@@ -11,7 +11,7 @@ from typing import Any
 from trainlab.checkpoint.json_text import parse_json
 from trainlab.checkpoint.migrations import FORMAT_VERSION, migrate
 from trainlab.errors import CheckpointDamagedError, CheckpointError
-from trainlab.storage import Checksum, is_checksum
+from trainlab.storage import MARK, Checksum, is_checksum
 
 __all__ = [
     "FORMAT",
@@ -34,7 +34,7 @@ __all__ = [
 FORMAT = "trainlab-checkpoint"
 MANIFEST = "manifest.json"
 # In a folder from its first instant until the manifest is there, and again when it is being removed.
-UNFINISHED = ".unfinished"
+UNFINISHED = MARK
 STATE_STRUCTURE = "state.json"
 STATE_TENSORS = "state.safetensors"
 LARGEST_MANIFEST = 64 * 2**20

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from trainlab.errors import StorageError
 from trainlab.storage.faults import reached
 from trainlab.storage.locks import Hold, excluding_holds
-from trainlab.storage.names import checked_name
+from trainlab.storage.names import MARK, checked_name
 
 __all__ = ["LocalStore"]
 
@@ -322,8 +322,8 @@ def _remove_tree(folder: Path) -> None:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):
                     folders.append(Path(entry.path))
-                elif entry.name.startswith("."):
-                    last.append(Path(entry.path))  # marks, that tell what the rest is
+                elif entry.name == MARK:
+                    last.append(Path(entry.path))
                 else:
                     Path(entry.path).unlink(missing_ok=True)
                     reached("part removed")

@@ -2,7 +2,10 @@
 
 from trainlab.errors import StorageError
 
-__all__ = ["checked_name"]
+__all__ = ["MARK", "checked_name"]
+
+# A file of this name in a folder says that the folder is not whole; it is the last to be removed.
+MARK = ".unfinished"
 
 
 def checked_name(name: str) -> str:

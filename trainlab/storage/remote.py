@@ -13,7 +13,7 @@ from trainlab.errors import StorageError
 from trainlab.storage import cache
 from trainlab.storage.connection import Connection
 from trainlab.storage.faults import reached
-from trainlab.storage.names import checked_name
+from trainlab.storage.names import MARK, checked_name
 
 __all__ = ["RemoteStore"]
 
@@ -247,8 +247,7 @@ class RemoteStore:
             StorageError: the store kept some of it.
         """
         path = self._path(name)
-        # Marks, which tell what the rest is, go last.
-        others = [f"{path}/{file}" for file in self._files(name) if not file.startswith(".")]
+        others = [f"{path}/{file}" for file in self._files(name) if file != MARK]
         try:
             if others:
                 self._do("remove", name, lambda fs: fs.rm(others))
