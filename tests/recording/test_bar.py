@@ -365,3 +365,17 @@ def test_rich_is_loaded_when_the_bar_starts() -> None:
         train(1)
         display.close()
     """)
+
+
+def test_a_stream_kept_from_an_earlier_bar_prints_above_the_new_one() -> None:
+    """Who still holds the standard output of a bar that was closed does not print into the line of the next."""
+    rows = shown("""
+        display.start(progress, plan, lambda: 10)
+        kept = sys.stdout
+        display.close()
+        display.start(progress, plan, lambda: 10)
+        wait_for_refresh()
+        kept.write("late\\n")
+        display.close()
+    """)
+    assert "late" in rows

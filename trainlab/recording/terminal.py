@@ -19,6 +19,9 @@ _ERASE_REST = "\x1b[K"
 _lock = threading.RLock()
 os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)
 
+# The one that has the streams, so that who still has a stream of an earlier one does not print into its line.
+_open: "list[Terminal]" = []
+
 
 class Terminal:
     """Keeps a line at the bottom of a terminal, and takes it away while other text is printed.
@@ -45,7 +48,9 @@ class Terminal:
             if (original := getattr(sys, name)) is not None and not original.closed and original.isatty()
         }
         self._handlers: list[tuple[logging.StreamHandler[Any], TextIO]] = []
-        self._redirect()
+        with _lock:
+            self._redirect()
+            _open.append(self)
 
     def draw(self, line: str) -> None:
         """Show a line at the bottom, in the place of the last one.
@@ -80,6 +85,8 @@ class Terminal:
             What the stream's ``write`` returned.
         """
         with _lock:
+            if self._closed and _open:
+                return _open[-1].pass_on(text, target)
             if self._closed or not text:
                 return target.write(text)
             if os.getpid() != self._pid:
@@ -107,6 +114,7 @@ class Terminal:
             if self._closed:
                 return
             self._closed = True
+            _open.remove(self)
             for handler, original in self._handlers:
                 handler.setStream(original)
             for name, original in self._replaced.items():
