@@ -10,11 +10,14 @@ __all__ = [
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
     "DataError",
+    "DisagreementError",
+    "DistributedError",
     "InvalidStateError",
     "InvalidTypeError",
     "InvalidValueError",
     "MetricError",
     "MissingDependencyError",
+    "PeerFailedError",
     "RunFolderError",
     "StorageError",
     "TrainlabError",
@@ -76,3 +79,15 @@ class CheckpointMismatchError(CheckpointError, ValueError):
 
 class MissingDependencyError(TrainlabError, ImportError):
     """A feature needs a package that is not installed."""
+
+
+class DistributedError(TrainlabError, RuntimeError):
+    """Processes that work together cannot go on together."""
+
+
+class PeerFailedError(DistributedError):
+    """Another rank failed, was killed or froze; the message names it and what it was doing."""
+
+
+class DisagreementError(DistributedError):
+    """The ranks of one run were not given the same: models, hyperparameters, data or schedules."""
