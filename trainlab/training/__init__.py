@@ -1,7 +1,8 @@
 """Trial, TrialContext, Trainer: the heart of trainlab."""
 
 from trainlab.training.callback import Callback
-from trainlab.training.context import ExperimentalContext, TrialContext
+from trainlab.training.context import TrialContext
+from trainlab.training.experimental import ExperimentalContext
 from trainlab.training.init import init, open_context
 from trainlab.training.loading import load_trial_from_checkpoint_path
 from trainlab.training.result import FitResult

@@ -19,10 +19,11 @@ from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointM
 from trainlab.optim import load_optimizer_state, optimizer_state_dict
 from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
-from trainlab.training.context import TrialContext, inner_module
+from trainlab.training.context import TrialContext
 from trainlab.training.differences import made_with, name_of, warn_of_differences
 from trainlab.training.init import versions
 from trainlab.training.trial import Trial
+from trainlab.training.wrapped import inner_module
 
 __all__ = ["Checkpointing", "content_of", "load_weights_of", "weights_loaded_for_a_while"]
 

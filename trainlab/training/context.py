@@ -5,7 +5,6 @@ import functools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,31 +20,14 @@ from trainlab.optim import LRScheduler, average_gradients, owned_parameters
 from trainlab.precision import GradientScaling, Precision
 from trainlab.schedule import Progress
 from trainlab.training.config import RunConfig
+from trainlab.training.experimental import ExperimentalContext
 from trainlab.training.rules import TrainingRules
 from trainlab.training.session import Session
+from trainlab.training.wrapped import WrappedOptimizer, WrappedScheduler, checked_name, inner_module
 
-__all__ = ["ExperimentalContext", "TrialContext", "inner_module"]
+__all__ = ["TrialContext"]
 
 logger = logging.getLogger("trainlab.training")
-
-
-@dataclass(eq=False)
-class WrappedOptimizer:
-    """An optimizer and what trainlab keeps about it."""
-
-    name: str
-    optimizer: torch.optim.Optimizer
-    divides: bool
-    zeroes_itself: bool
-
-
-@dataclass(eq=False)
-class WrappedScheduler:
-    """A scheduler, its optimizer's name, and that optimizer's step count when it was last asked."""
-
-    scheduler: LRScheduler
-    optimizer_name: str
-    steps_seen: int = field(default=0)
 
 
 class TrialContext(RunConfig):
@@ -113,7 +95,7 @@ class TrialContext(RunConfig):
         self._initial_batch = 0
         self._sealed = False
         self._unmovable: set[type] = set()
-        self._set_scaling()
+        self.set_scaling()
 
     # -- what is wrapped ---------------------------------------------------------------------
 
@@ -138,7 +120,7 @@ class TrialContext(RunConfig):
             raise InvalidTypeError(f"wrap_model takes an nn.Module. Received: {model!r} ({type(model).__qualname__}).")
         if any(model is known or inner_module(model) is inner_module(known) for known in self.models):
             raise InvalidStateError(f"This {type(model).__qualname__} is wrapped already. Wrap each model once.")
-        name = str(len(self.models)) if name is None else _checked_name(name, self.model_names, "model")
+        name = str(len(self.models)) if name is None else checked_name(name, self.model_names, "model")
         model.to(self.device)
         self.precision.attach(model)
         self.models.append(model)
@@ -189,7 +171,7 @@ class TrialContext(RunConfig):
         name = (
             str(len(self.wrapped_optimizers))
             if name is None
-            else _checked_name(name, self.wrapped_optimizers, "optimizer")
+            else checked_name(name, self.wrapped_optimizers, "optimizer")
         )
         if not (average_aggregated_gradients is None or isinstance(average_aggregated_gradients, bool)):
             raise InvalidTypeError(
@@ -308,7 +290,7 @@ class TrialContext(RunConfig):
                 f"register_stateful takes an object with state_dict and load_state_dict. Received: "
                 f"{type(stateful).__qualname__}."
             )
-        name = _checked_name(name, self.stateful, "stateful object")
+        name = checked_name(name, self.stateful, "stateful object")
         holds = holds_torchmetrics(stateful)
         self.stateful[name] = MetricStates(stateful, whole=True) if holds else stateful
         return stateful
@@ -652,7 +634,8 @@ class TrialContext(RunConfig):
 
     # -- inner parts -------------------------------------------------------------------------
 
-    def _set_scaling(self) -> None:
+    def set_scaling(self) -> None:
+        """Scale gradients as the precision asks for."""
         self._scaling = None if self.precision.scaler is None else GradientScaling(self.precision.scaler)
 
     def _ends_group(self, wrapped: WrappedOptimizer, auto_zero_grads: bool) -> bool:
@@ -719,54 +702,3 @@ class TrialContext(RunConfig):
                 f"not be saved; their shapes: {strangers[:5]}. Call wrap_model on every model first, "
                 f"then make the optimizer."
             )
-
-
-class ExperimentalContext:
-    """Switches that may go away; reached as ``context.experimental``.
-
-    Args:
-        context: the context that they act on.
-    """
-
-    def __init__(self, context: TrialContext) -> None:
-        self._context = context
-
-    def use_amp(self) -> None:
-        """Train in half precision with a gradient scaler: the same as ``trainlab.init(precision="fp16")``.
-
-        Raises:
-            InvalidStateError: it comes after ``wrap_model``, or together with ``wrap_scaler``.
-        """
-        context = self._context
-        if context.models:
-            raise InvalidStateError("use_amp must be called before wrap_model.")
-        if context.scaler is not None:
-            raise InvalidStateError("use_amp cannot be used together with a gradient scaler that is in use already.")
-        context.precision = Precision("fp16", context.device)
-        context._set_scaling()
-
-    def disable_dataset_reproducibility_checks(self) -> None:
-        """Take any data loader without a warning; what it cannot do (exact resume) stays so."""
-        self._context.checks_loaders = False
-
-    def disable_auto_to_device(self) -> None:
-        """Hand batches to the Trial as they come, without moving them to the device."""
-        self._context.moves_batches = False
-
-
-def inner_module(model: nn.Module) -> nn.Module:
-    """Return the user's own module of a compiled one, whose state dict has the keys of the user's module.
-
-    Args:
-        model: a module, perhaps the result of ``torch.compile``.
-    """
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
-
-
-def _checked_name(name: str, taken: Iterable[str], what: str) -> str:
-    if not isinstance(name, str) or not name or any(c in name for c in "/\\.\0"):
-        raise InvalidValueError(f"The name of a {what} must be text without '/', '\\' and '.'. Received: {name!r}.")
-    if name in taken:
-        raise InvalidValueError(f"Two {what}s have the name {name!r}. Give each its own.")
-    return name

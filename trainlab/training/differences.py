@@ -4,9 +4,10 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from trainlab.training.context import TrialContext, inner_module
+from trainlab.training.context import TrialContext
 from trainlab.training.init import versions
 from trainlab.training.trial import Trial
+from trainlab.training.wrapped import inner_module
 
 __all__ = ["made_with", "warn_of_differences"]
 
