@@ -1,6 +1,40 @@
-"""Several processes that train one model: ranks, collectives, seeds."""
+"""Several processes that train one model: ranks, exchanges, the first failure of any of them, and seeds."""
 
+from trainlab.distributed.channel import Channel
 from trainlab.distributed.context import DistributedContext
+from trainlab.distributed.exchange import Exchange
+from trainlab.distributed.failure import Failure
+from trainlab.distributed.functional import (
+    broadcast_from_master,
+    distributed_barrier,
+    get_num_processes,
+    get_rank,
+    init_distributed,
+    is_distributed,
+    is_master,
+    open_ranks,
+)
 from trainlab.distributed.rng import RngState, derive_seed, preserved_rng, seed_all
+from trainlab.distributed.store import JobStore
+from trainlab.distributed.watchdog import Watchdog
 
-__all__ = ["DistributedContext", "RngState", "derive_seed", "preserved_rng", "seed_all"]
+__all__ = [
+    "Channel",
+    "DistributedContext",
+    "Exchange",
+    "Failure",
+    "JobStore",
+    "RngState",
+    "Watchdog",
+    "broadcast_from_master",
+    "derive_seed",
+    "distributed_barrier",
+    "get_num_processes",
+    "get_rank",
+    "init_distributed",
+    "is_distributed",
+    "is_master",
+    "open_ranks",
+    "preserved_rng",
+    "seed_all",
+]
