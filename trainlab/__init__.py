@@ -11,8 +11,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Batch": "trainlab.schedule",
     "Callback": "trainlab.training",
+    "DDPOptions": "trainlab.parallel",
     "DataLoader": "trainlab.data",
     "Epoch": "trainlab.schedule",
+    "FSDPOptions": "trainlab.parallel",
     "FitResult": "trainlab.training",
     "LRScheduler": "trainlab.optim",
     "MetricReducer": "trainlab.metrics",

@@ -11,6 +11,8 @@ from trainlab.errors import TrainlabError as TrainlabError
 from trainlab.metrics import MetricReducer as MetricReducer
 from trainlab.metrics import Reducer as Reducer
 from trainlab.optim import LRScheduler as LRScheduler
+from trainlab.parallel import DDPOptions as DDPOptions
+from trainlab.parallel import FSDPOptions as FSDPOptions
 from trainlab.recording import TorchWriter as TorchWriter
 from trainlab.schedule import Batch as Batch
 from trainlab.schedule import Epoch as Epoch

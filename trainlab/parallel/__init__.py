@@ -1,0 +1,7 @@
+"""Parallel models: how the ranks of a run share a model and exchange its gradients."""
+
+from trainlab.parallel.choice import make_parallel
+from trainlab.parallel.options import DDPOptions, FSDPOptions
+from trainlab.parallel.single import Parallel
+
+__all__ = ["DDPOptions", "FSDPOptions", "Parallel", "make_parallel"]
