@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset, SequentialSampler, TensorDataset
 
 from tests.compat.trials import OneWeightTrial, Open, fit
 from trainlab.compat import determined as pytorch
+from trainlab.data.share import Share
 from trainlab.compat.determined import Batch, Epoch
 
 
@@ -136,8 +137,10 @@ def test_a_batch_sampler_is_adapted_by_itself() -> None:
 def test_a_batch_size_is_that_of_one_process(ranks: int) -> None:
     """With n processes and batches of 2, global batch k is records 2nk … 2nk + 2n - 1, in pieces of 2."""
     loader = pytorch.DataLoader(numbers(12), batch_size=2)
+    shares = [Share(rank, ranks) for rank in range(ranks)]
     read_by = [
-        [batch[0].tolist() for batch in loader.source(0, rank, ranks).batches(0, 0, 0, None)] for rank in range(ranks)
+        [batch[0].tolist() for batch in loader.for_ranks(ranks).source(0, share).batches(0, 0, 0, None)]
+        for share in shares
     ]
     global_batches = [joined(pieces) for pieces in zip(*read_by, strict=True)]
     assert global_batches == [list(range(first, first + 2 * ranks)) for first in range(0, 12, 2 * ranks)]

@@ -12,11 +12,11 @@ from trainlab.errors import DataError
 
 
 def test_arguments_are_torchs() -> None:
-    """Every argument of torch's loader is there, at its place and with its default."""
-    ours = inspect.signature(DataLoader).parameters
-    theirs = inspect.signature(torch.utils.data.DataLoader).parameters
-    assert list(ours) == list(theirs)
-    assert [(p.default, p.kind) for p in ours.values()] == [(p.default, p.kind) for p in theirs.values()]
+    """Every argument of torch's loader is there, at its place and with its default; ``sharded`` comes after them."""
+    *ours, last = inspect.signature(DataLoader).parameters.values()
+    theirs = inspect.signature(torch.utils.data.DataLoader).parameters.values()
+    assert [(p.name, p.default, p.kind) for p in ours] == [(p.name, p.default, p.kind) for p in theirs]
+    assert (last.name, last.default) == ("sharded", False)
 
 
 @pytest.mark.parametrize(

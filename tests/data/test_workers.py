@@ -39,7 +39,9 @@ def plain(value: Any) -> Any:
 
 def children() -> list[psutil.Process]:
     """List the workers of this process."""
-    return [child for child in psutil.Process().children() if "resource_tracker" not in " ".join(child.cmdline())]
+    helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
+    found = [(child, " ".join(child.cmdline())) for child in psutil.Process().children()]
+    return [child for child, command in found if not any(helper in command for helper in helpers)]
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,6 @@
 """Data: loaders, samplers, and the streams of batches that training and validation read."""
 
 from trainlab.data.loader import DataLoader
-from trainlab.data.order import piece_of_rank
 from trainlab.data.samplers import (
     DistributedBatchSampler,
     DistributedSampler,
@@ -12,6 +11,8 @@ from trainlab.data.samplers import (
     SkipBatchSampler,
     SkipSampler,
 )
+from trainlab.data.sharded import sharded
+from trainlab.data.share import piece_of_rank
 from trainlab.data.stream import BatchStream
 from trainlab.data.transfer import data_length, pin, to_device
 
@@ -29,5 +30,6 @@ __all__ = [
     "data_length",
     "piece_of_rank",
     "pin",
+    "sharded",
     "to_device",
 ]

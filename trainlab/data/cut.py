@@ -3,6 +3,7 @@
 from collections.abc import Generator, Mapping
 from typing import Any
 
+from trainlab.data.share import Part
 from trainlab.data.sources import Source
 
 __all__ = ["CutSource"]
@@ -36,6 +37,16 @@ class CutSource:
         """Global records given since the epoch's beginning."""
         return self._source.records - self._records_before
 
+    @property
+    def part(self) -> Part | None:
+        """What the batch given last was to this rank."""
+        return self._source.part
+
+    @property
+    def total(self) -> int | None:
+        """Batches of an epoch."""
+        return self.length
+
     def batches(
         self, epoch: int | None, records: int, batches: int, state: Mapping[str, Any] | None
     ) -> Generator[Any, None, None]:
@@ -59,6 +70,10 @@ class CutSource:
     def more(self) -> bool | None:
         """An epoch without a length has no end."""
         return True if self.length is None else None
+
+    def first_batch(self) -> Any:
+        """No whole batches are dealt out."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return which pass is under way, how far it is, and what the source says."""

@@ -10,6 +10,7 @@ import torch
 from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from trainlab.data.order import chain_of_samplers, find_stateful, has_state
+from trainlab.data.share import Part
 from trainlab.data.sources import length_of
 from trainlab.data.transfer import data_length
 from trainlab.data.workers import protected_start, tell_epoch
@@ -30,6 +31,8 @@ class ForeignSource:
 
     def __init__(self, loader: Any) -> None:
         self.length: int | None = None
+        self.total: int | None = None
+        self.part: Part | None = None
         self.records = 0
         self.exact = _keeps_its_length(loader)
         self.fetches_here = not getattr(loader, "num_workers", 0)
@@ -63,6 +66,10 @@ class ForeignSource:
     def more(self) -> bool | None:
         """Only a fetch can tell."""
         return None
+
+    def first_batch(self) -> Any:
+        """No batches are dealt out."""
+        raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
         """Return the loader's own state if it has one, and the generators' at the epoch's start and now."""

@@ -1,5 +1,6 @@
 """The data loader: torch's arguments, an order that is a function of the seed and the epoch, exact resumes."""
 
+import copy
 import math
 import multiprocessing
 import types
@@ -17,7 +18,9 @@ from torch.utils.data import (
     default_convert,
 )
 
-from trainlab.data.sources import IndexSource, IterableSource, Source
+from trainlab.data.iterable import IterableSource
+from trainlab.data.share import Share
+from trainlab.data.sources import IndexSource, Source
 from trainlab.data.transfer import pin
 from trainlab.errors import DataError, InvalidTypeError, InvalidValueError
 
@@ -31,6 +34,10 @@ class DataLoader:
     reading earlier ones again, and ``batch_size`` is that of all processes together: the same file takes the same
     steps on one, two or four of them. ``TensorDataset``, tensors, arrays and ``Subset`` of these are fetched by the
     batch. Iterated outside training, it gives everything once.
+
+    On several processes, an ``IterableDataset`` is read by each as a whole, in the same order (its random numbers are
+    the same on all of them), and each takes its part of every batch; with workers, worker ``w`` of every process reads
+    the same records. Where that is too much to read, have the data set give each process its own, and say ``sharded``.
 
     With worker processes, the generators of torch, numpy and ``random`` are seeded before each batch, so that random
     augmentation is the same for any number of workers above 0. Without workers, the process's own generators are used.
@@ -56,6 +63,9 @@ class DataLoader:
         persistent_workers: whether workers live from one training epoch to the next.
         pin_memory_device: has no effect; torch no longer heeds it.
         in_order: whether batches come in the order in which they were asked for; default True.
+        sharded: whether each of several processes has records of its own: the data set, or the sampler, gives it only
+            these. ``batch_size`` divided by the processes is what each then takes for a batch. An epoch ends when no
+            process has a batch left. Default False: every process can give all records, and trainlab deals them out.
 
     Raises:
         InvalidValueError: for arguments that contradict each other or are out of range.
@@ -85,6 +95,7 @@ class DataLoader:
         persistent_workers: bool = False,
         pin_memory_device: str = "",
         in_order: bool = True,
+        sharded: bool = False,
     ) -> None:
         _check_workers(num_workers, timeout, prefetch_factor, persistent_workers, multiprocessing_context)
         if generator is not None and not isinstance(generator, torch.Generator):
@@ -113,6 +124,7 @@ class DataLoader:
         self.prefetch_factor = 2 if num_workers and prefetch_factor is None else prefetch_factor
         self.persistent_workers = persistent_workers
         self.in_order = in_order
+        self.sharded = bool(sharded)
         self.batch_size = None if batch_sampler is not None or batch_size is None else int(batch_size)
         self.own_sampler = batch_sampler if batch_sampler is not None else sampler
         # Remembered, since whoever reseeds a generator changes its answer.
@@ -132,7 +144,7 @@ class DataLoader:
         if self.num_workers or (self.shuffle and self.own_sampler is None):
             seed = int(torch.empty((), dtype=torch.int64).random_(generator=self.generator).item())
         pinned = self.pin_memory and torch.cuda.is_available()
-        batches = _once(self.source(seed, 0, 1, pinned=pinned))
+        batches = _once(self.source(seed, Share(), pinned=pinned))
         return map(pin, batches) if pinned and not self.num_workers else batches
 
     def __len__(self) -> int:
@@ -149,20 +161,49 @@ class DataLoader:
             return records
         return records // self.batch_size if self.drop_last else math.ceil(records / self.batch_size)
 
-    def source(self, seed: int, data_rank: int, data_size: int, *, pinned: bool = False) -> Source:
+    def for_ranks(self, ranks: int) -> "DataLoader":
+        """Return the loader of the global batches of so many ranks: this one, whose batches are global.
+
+        Args:
+            ranks: number of data ranks.
+        """
+        return self
+
+    def of_one_rank(self, ranks: int) -> "DataLoader":
+        """Return the loader of what each rank reads by itself where the data set shards itself.
+
+        Args:
+            ranks: number of data ranks.
+
+        Returns:
+            A copy whose batches are those of one rank.
+
+        Raises:
+            DataError: the batch size is no multiple of the ranks.
+        """
+        own = copy.copy(self)
+        if self.batch_size is not None:
+            if self.batch_size % ranks:
+                raise DataError(
+                    "A data set that shards itself gives every rank batches of the same size. Received: batch_size="
+                    f"{self.batch_size} for {ranks} ranks. Pass a multiple of the number of ranks."
+                )
+            own.batch_size = self.batch_size // ranks
+        return own
+
+    def source(self, seed: int, share: Share, *, pinned: bool = False) -> Source:
         """Open what gives the batches of one epoch after another; ``BatchStream`` is the way to use it.
 
         Args:
             seed: what orders and workers' seeds are made from.
-            data_rank: which piece of each global batch is wanted.
-            data_size: out of how many.
+            share: what this rank gets of each global batch.
             pinned: whether workers are to deliver into page-locked memory.
 
         Returns:
             A source with workers of its own.
         """
         kind = IterableSource if self.iterable else IndexSource
-        return kind(self, seed, data_rank, data_size, pinned or (self.pin_memory and torch.cuda.is_available()))
+        return kind(self, seed, share, pinned or (self.pin_memory and torch.cuda.is_available()))
 
     def _default_sampler(self) -> Iterable[Any]:
         if not self.shuffle:

@@ -4,26 +4,44 @@ import contextlib
 import copy
 import itertools
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 from trainlab.distributed import RngState, derive_seed
 
 __all__ = [
     "OwnSampler",
+    "SharedRng",
     "chain_of_samplers",
     "count_records",
-    "cut_piece",
     "find_stateful",
     "has_state",
-    "piece_of_rank",
     "seed_host",
     "shuffled_order",
 ]
+
+_NOTHING: Any = object()
+# What draws from the process's generators before its first element, or not at all.
+_DRAW_AT_THE_START = (
+    BatchSampler,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    list,
+    range,
+)
 
 
 def shuffled_order(size: int, seed: int, epoch: int) -> Tensor:
@@ -50,30 +68,6 @@ def seed_host(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
-
-
-def piece_of_rank(size: int, rank: int, ranks: int) -> tuple[int, int]:
-    """Cut a global batch into contiguous pieces that differ by at most one record.
-
-    Args:
-        size: records in the global batch.
-        rank: the data rank that asks.
-        ranks: number of data ranks.
-
-    Returns:
-        First record and the one after the last. A rank without a record gets the batch's first one (to be
-        counted as nothing), so that every rank always has something to run.
-    """
-    start, stop = size * rank // ranks, size * (rank + 1) // ranks
-    return (start, stop) if stop > start else (0, min(1, size))
-
-
-def cut_piece(indices: Any, rank: int, ranks: int) -> Any:
-    """Return a rank's piece of a batch given as a sequence; what is no sequence belongs to every rank."""
-    if ranks == 1 or not hasattr(indices, "__getitem__") or not hasattr(indices, "__len__") or isinstance(indices, str):
-        return indices
-    start, stop = piece_of_rank(len(indices), rank, ranks)
-    return indices[start:stop]
 
 
 def count_records(indices: Any) -> int:
@@ -129,6 +123,10 @@ class OwnSampler:
         stateful = self._stateful()
         return None if stateful is None else copy.deepcopy(stateful.state_dict())
 
+    def draws_at_the_start_only(self) -> bool:
+        """Tell whether it is sure to draw nothing from this process's generators after its first element."""
+        return all(type(node) in _DRAW_AT_THE_START for node in self._chain)
+
     def load_state_dict(self, state: Any) -> None:
         """Put the sampler back to a state that ``state_dict`` gave; None leaves it as it is."""
         if state is not None and (stateful := self._stateful()) is not None:
@@ -136,6 +134,50 @@ class OwnSampler:
 
     def _stateful(self) -> Any:
         return find_stateful(self._sampler)
+
+
+class SharedRng:
+    """Generators that all ranks find alike, in place of the process's own while they read what all of them read.
+
+    Args:
+        seed: the same on all ranks.
+        state: what ``state_dict`` gave, to go on there. Default: begin with the seed.
+    """
+
+    def __init__(self, seed: int, state: Mapping[str, Any] | None = None) -> None:
+        self._seed = seed
+        self._state = None if state is None else RngState.from_state_dict(state)
+
+    @contextlib.contextmanager
+    def in_place(self, *, anew: bool = False) -> Iterator[None]:
+        """Draw from them inside the block.
+
+        Args:
+            anew: begin with the seed once more; default False.
+        """
+        own = RngState.capture(devices=False)
+        if self._state is None or anew:
+            seed_host(self._seed)
+        else:
+            self._state.restore()
+        try:
+            yield
+        finally:
+            self._state = RngState.capture(devices=False)
+            own.restore()
+
+    def read(self, elements: Iterator[Any]) -> Iterator[Any]:
+        """Give the elements; each is made inside such a block."""
+        while True:
+            with self.in_place():
+                element = next(elements, _NOTHING)
+            if element is _NOTHING:
+                return
+            yield element
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return where they stand, None if nothing was drawn yet."""
+        return None if self._state is None else self._state.state_dict()
 
 
 def has_state(value: Any) -> bool:

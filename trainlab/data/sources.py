@@ -1,31 +1,22 @@
-"""Where the batches of ``trainlab.DataLoader`` come from: map-style and iterable data sets, workers or none."""
+"""Where batches come from; those of a map-style data set, fetched here or by workers."""
 
 import contextlib
 import copy
+import functools
 import itertools
-import logging
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from trainlab.data.fetch import make_fetch
-from trainlab.data.order import OwnSampler, count_records, cut_piece, has_state, piece_of_rank, shuffled_order
+from trainlab.data.fetch import Fetch, make_fetch
+from trainlab.data.order import OwnSampler, SharedRng, count_records, has_state, shuffled_order
+from trainlab.data.share import Part, Share
 from trainlab.data.worker_states import WorkerStates, tell_of_other_workers
-from trainlab.data.workers import (
-    MapRequest,
-    RestoreRequest,
-    StreamRequest,
-    Worked,
-    WorkerPool,
-    read_items,
-    tell_epoch,
-)
-from trainlab.distributed import RngState, derive_seed
+from trainlab.data.workers import MapRequest, Worked, WorkerPool, read_items
+from trainlab.distributed import derive_seed
 
-__all__ = ["IndexSource", "IterableSource", "Source"]
-
-_logger = logging.getLogger("trainlab.data")
+__all__ = ["IndexSource", "Source", "length_of", "load_own_state", "own_state"]
 
 _NOTHING: Any = object()
 
@@ -43,7 +34,17 @@ class Source(Protocol):
 
     @property
     def length(self) -> int | None:
-        """Batches of a whole epoch; None if that is not known."""
+        """Batches that this rank gets in a whole epoch; None if that is not known."""
+        ...
+
+    @property
+    def total(self) -> int | None:
+        """Global batches of a whole epoch, where whole ones are dealt out; known at the epoch's end at the latest."""
+        ...
+
+    @property
+    def part(self) -> Part | None:
+        """What the batch given last was to this rank; None with one rank, and before the first."""
         ...
 
     @property
@@ -61,6 +62,10 @@ class Source(Protocol):
         """Tell, without a fetch, whether a batch follows; None if only a fetch can tell."""
         ...
 
+    def first_batch(self) -> Any:
+        """Return the first global batch, where whole ones were dealt out and this rank got none in the epoch."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume needs besides the position."""
         ...
@@ -76,47 +81,55 @@ class IndexSource:
     Args:
         loader: the ``trainlab.DataLoader``.
         seed: what the order and the workers' seeds are made from, together with the epoch.
-        data_rank: which piece of each global batch is wanted.
-        data_size: out of how many.
+        share: what this rank gets of each global batch.
         pinned: whether workers are to deliver into page-locked memory.
     """
 
-    def __init__(self, loader: Any, seed: int, data_rank: int, data_size: int, pinned: bool) -> None:
+    def __init__(self, loader: Any, seed: int, share: Share, pinned: bool) -> None:
         self.length: int | None = None
+        self.total: int | None = None
         self.records = 0
+        self.part: Part | None = None
         self._loader = loader
         self._seed = seed
-        self._rank = data_rank
-        self._ranks = data_size
+        self._share = share
         self._own = OwnSampler(loader.own_sampler) if loader.own_sampler is not None else None
         self.exact = self._own is None
         self.fetches_here = loader.num_workers == 0
         self._pool = WorkerPool(loader, pinned=pinned) if loader.num_workers else None
         self._states = WorkerStates(loader)
         # Without automatic batching the ranks take turns: a global batch is one element for each.
-        self._batch_size = loader.batch_size or data_size
+        self._batch_size = loader.batch_size or (1 if share.whole else share.ranks)
+        # A batch that goes to one rank as a whole is augmented alike whichever rank that is.
+        self._rank_in_seeds = 0 if share.whole else share.rank
         self._epoch: int | None = None
         self._sampler_at_start: Any = None
         self._indices: Iterator[Any] = iter(())
         self._peeked: Any = _NOTHING
+        self._first: Any = _NOTHING
 
     def batches(
         self, epoch: int | None, records: int, batches: int, state: Mapping[str, Any] | None
     ) -> Generator[Any, None, None]:
         """Begin an epoch at a position."""
         self.records = records
+        self._epoch = epoch
         if state is not None and self.fetches_here:
             load_own_state(self._loader.dataset, state)
         if self._own is not None:
             return self._own_batches(self._own, epoch, records, batches, state)
         size = len(self._loader.dataset)
-        left = size - records
-        full, rest = divmod(max(left, 0), self._batch_size)
-        self.length = batches + full + bool(rest and not self._loader.drop_last)
-        end = records + full * self._batch_size if self._loader.drop_last else size
+        full, rest = divmod(max(size - records, 0), self._batch_size)
+        keeps_rest = rest > 0 and not self._loader.drop_last and self._share.bounds(rest) is not None
+        self.total = batches + full + keeps_rest
+        self.length = self._share.turns(self.total)
+        end = size if keeps_rest else records + full * self._batch_size
         if self._pool is None:
-            return self._fetched_here(epoch, records, end)
-        requests = self._requests(epoch, records, end, batches)
+            if self._share.alone:
+                return self._fetched_here(epoch, records, end)
+            return self._parts_fetched_here(epoch, records, end, batches)
+        ask = self._requests if self._share.alone else self._requests_of_parts
+        requests = ask(epoch, records, end, batches)
         return self._answered(self._pool, requests, epoch, batches, state)
 
     def more(self) -> bool | None:
@@ -126,6 +139,15 @@ class IndexSource:
         if self._peeked is _NOTHING:
             self._peeked = next(self._indices, _NOTHING)
         return self._peeked is not _NOTHING
+
+    def first_batch(self) -> Any:
+        """Fetch the first global batch in this process, for a rank that got none."""
+        fetch = self._fetch()
+        if self._own is not None:
+            return fetch.look_up(self._first)
+        order = self._order(self._epoch)
+        wanted = self._wanted(order, 0, min(self._batch_size, len(self._loader.dataset)))
+        return self._fetched(fetch, wanted)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the sampler's state at the epoch's start and now, and the data set's own."""
@@ -139,41 +161,77 @@ class IndexSource:
         if self._pool is not None:
             self._pool.close()
 
+    def _fetch(self) -> Fetch:
+        return make_fetch(self._loader.dataset, self._loader.collate_fn, batched=self._loader.batched)
+
     def _order(self, epoch: int | None) -> Tensor | None:
         if not self._loader.shuffle:
             return None
         return shuffled_order(len(self._loader.dataset), self._seed, epoch or 0)
 
-    def _piece(self, start: int, stop: int) -> tuple[int, int]:
-        low, high = piece_of_rank(stop - start, self._rank, self._ranks)
-        return start + low, start + high
-
     def _fetched_here(self, epoch: int | None, records: int, end: int) -> Generator[Any, None, None]:
-        fetch = make_fetch(self._loader.dataset, self._loader.collate_fn, batched=self._loader.batched)
-        order = self._order(epoch)
+        fetch, order = self._fetch(), self._order(epoch)
         if order is not None:
             order = order.to(fetch.device)
-        batch_size, alone, single = self._batch_size, self._ranks == 1, not self._loader.batched
+        batch_size, single = self._batch_size, not self._loader.batched
         for start in range(records, end, batch_size):
             stop = min(start + batch_size, end)
-            low, high = (start, stop) if alone else self._piece(start, stop)
             if order is None:
-                batch = fetch.cut(low, high)
+                batch = fetch.cut(start, stop)
             else:
-                batch = fetch.take(int(order[low]) if single else order[low:high])
+                batch = fetch.take(int(order[start]) if single else order[start:stop])
             self.records = stop
             yield batch
 
+    def _parts_fetched_here(
+        self, epoch: int | None, records: int, end: int, batches: int
+    ) -> Generator[Any, None, None]:
+        fetch = self._fetch()
+        for part, passed, wanted in self._wanted_of_each(self._order(epoch), records, end, batches):
+            batch = self._fetched(fetch, wanted)
+            self.records += passed
+            self.part = part
+            yield batch
+
+    @staticmethod
+    def _fetched(fetch: Fetch, wanted: Any) -> Any:
+        if isinstance(wanted, slice):
+            return fetch.cut(wanted.start, wanted.stop)
+        return fetch.take(wanted.to(fetch.device) if isinstance(wanted, Tensor) else wanted)
+
+    def _wanted_of_each(
+        self, order: Tensor | None, records: int, end: int, batches: int
+    ) -> Iterator[tuple[Part, int, Any]]:
+        """This rank's part of each global batch: what it is, the records up to its end, and which ones are wanted."""
+        share, passed = self._share, 0
+        for number, start in enumerate(range(records, end, self._batch_size), batches):
+            size = min(self._batch_size, end - start)
+            passed += size
+            if share.takes(number):
+                yield share.part(number, size), passed, self._wanted(order, start, size)
+                passed = 0
+
+    def _wanted(self, order: Tensor | None, start: int, size: int) -> Any:
+        """Which records this rank wants of a global batch: a slice, a tensor of indices, or one index."""
+        wanted = self._share.positions(start, size)
+        if order is not None:
+            wanted = order[wanted]
+        return wanted if isinstance(wanted, slice) or self._loader.batched else int(wanted[0])
+
     def _requests(self, epoch: int | None, records: int, end: int, batches: int) -> Iterator[MapRequest]:
-        order = self._order(epoch)
+        order, single = self._order(epoch), not self._loader.batched
         for number, start in enumerate(range(records, end, self._batch_size), batches):
             stop = min(start + self._batch_size, end)
-            low, high = self._piece(start, stop)
-            indices: Any = slice(low, high)
+            indices: Any = slice(start, stop)
             if order is not None:
                 # An array, since tensors would be sent through shared memory.
-                indices = order[low:high].numpy() if self._loader.batched else int(order[low])
+                indices = int(order[start]) if single else order[start:stop].numpy()
             yield MapRequest(self._batch_seed(epoch, number), stop - start, indices)
+
+    def _requests_of_parts(self, epoch: int | None, records: int, end: int, batches: int) -> Iterator[MapRequest]:
+        for part, passed, wanted in self._wanted_of_each(self._order(epoch), records, end, batches):
+            indices = wanted.numpy() if isinstance(wanted, Tensor) else wanted
+            yield MapRequest(self._batch_seed(epoch, part.number), passed, indices, note=part)
 
     def _answered(
         self,
@@ -185,7 +243,7 @@ class IndexSource:
     ) -> Generator[Any, None, None]:
         # At once, since the state may be asked for before a batch is.
         restoring = self._states.begin(batches, 0, state)
-        seed = derive_seed(self._seed, "workers", epoch or 0, batches, self._rank)
+        seed = derive_seed(self._seed, "workers", epoch or 0, batches, self._share.rank)
         return self._answers(pool.run(itertools.chain(restoring, requests), seed), len(restoring))
 
     def _answers(self, answers: Generator[Worked, None, None], restoring: int) -> Generator[Any, None, None]:
@@ -193,194 +251,74 @@ class IndexSource:
             for answer in itertools.islice(answers, restoring, None):
                 self._states.note(answer)
                 self.records += answer.records
+                self.part = answer.note
                 yield answer.batch
 
     def _batch_seed(self, epoch: int | None, number: int) -> int:
-        return derive_seed(self._seed, "batch", epoch or 0, number, self._rank)
+        return derive_seed(self._seed, "batch", epoch or 0, number, self._rank_in_seeds)
 
     def _own_batches(
         self, own: OwnSampler, epoch: int | None, records: int, batches: int, state: Mapping[str, Any] | None
     ) -> Generator[Any, None, None]:
-        self.length = length_of(self._loader)
+        self.length = self._share.turns(length_of(self._loader))
+        self.total = None
         saved = (state or {}).get("sampler")
         if saved is not None:
             own.load_state_dict(saved["start"] if saved["epoch"] == epoch else saved["now"])
-        self._epoch = epoch
         self._sampler_at_start = own.state_dict()
         self._peeked = _NOTHING
-        self._indices = self._own_indices(own, epoch, records)
+        groups = self._groups(own, epoch, records)
+        self._indices = self._own_indices(groups, batches)
         if self._pool is None:
             return self._own_fetched_here()
         requests = (
-            MapRequest(self._batch_seed(epoch, number), count, mine, from_sampler=True)
-            for number, (count, mine) in enumerate(self._indices, batches)
+            MapRequest(self._batch_seed(epoch, number), count, mine, from_sampler=True, note=part)
+            for number, count, mine, part in self._indices
         )
         return self._answered(self._pool, requests, epoch, batches, state)
 
     def _own_fetched_here(self) -> Generator[Any, None, None]:
-        fetch = make_fetch(self._loader.dataset, self._loader.collate_fn, batched=self._loader.batched)
+        fetch = self._fetch()
         while self.more():
-            (count, mine), self._peeked = self._peeked, _NOTHING
+            (_, count, mine, part), self._peeked = self._peeked, _NOTHING
             batch = fetch.look_up(mine)
             self.records += count
+            self.part = part
             yield batch
 
-    def _own_indices(self, own: OwnSampler, epoch: int | None, records: int) -> Iterator[tuple[int, Any]]:
-        """Pairs of the records in a global batch and this rank's part of it, from a position on."""
+    def _groups(self, own: OwnSampler, epoch: int | None, records: int) -> Iterator[Any]:
+        """What global batches are made of, from a position on: lists of a sampler's elements, or its own batches."""
         loader = self._loader
         elements = own.start(self._seed, epoch)
         if loader.batch_size is not None:
             elements = itertools.islice(elements, records, None)
         else:
             elements = _from_record(elements, records)
-            if loader.batched:
-                for batch in elements:
-                    yield len(batch), cut_piece(batch, self._rank, self._ranks)
-                return
-        while group := read_items(elements, self._batch_size, loader.drop_last):
-            mine = cut_piece(group, self._rank, self._ranks)
-            yield (len(group), mine) if loader.batched else (sum(map(count_records, group)), mine[0])
+        groups = elements
+        if loader.batch_size is not None or not loader.batched:
+            groups = iter(functools.partial(read_items, elements, self._batch_size, loader.drop_last), [])
+        if self._share.alone or own.draws_at_the_start_only():
+            return groups
+        # What a sampler draws as it goes has to be the same on all ranks.
+        return SharedRng(derive_seed(self._seed, "sampling", epoch or 0)).read(groups)
 
-
-class IterableSource:
-    """An iterable data set.
-
-    Args:
-        loader: the ``trainlab.DataLoader``.
-        seed: what the workers' seeds are made from, together with the epoch.
-        data_rank: which piece of each global batch is wanted.
-        data_size: out of how many.
-        pinned: whether workers are to deliver into page-locked memory.
-    """
-
-    exact: bool = False
-
-    def __init__(self, loader: Any, seed: int, data_rank: int, data_size: int, pinned: bool) -> None:
-        self.length: int | None = None
-        self.records = 0
-        self.fetches_here = loader.num_workers == 0
-        self._loader = loader
-        self._seed = seed
-        self._rank = data_rank
-        self._ranks = data_size
-        self._pool = WorkerPool(loader, pinned=pinned) if loader.num_workers else None
-        self._states = WorkerStates(loader)
-        self._batch_size = loader.batch_size or data_size
-        self._pass = 0
-        self._rng_at_start: dict[str, Any] | None = None
-        self._told = False
-
-    def batches(
-        self, epoch: int | None, records: int, batches: int, state: Mapping[str, Any] | None
-    ) -> Generator[Any, None, None]:
-        """Begin an epoch at a position."""
-        self.length = length_of(self._loader)
-        self.records = records
-        self._rng_at_start = None
-        if self._pool is not None:
-            # At once, since the state may be asked for before a batch is.
-            self._pass += 1
-            restoring = self._states.begin(batches, self._pass, state)
-            if batches and not restoring:
-                self._tell_of_reading_again(records)
-            return self._answered(self._pool, epoch, 0 if restoring else batches, restoring)
-        restored = state is not None and load_own_state(self._loader.dataset, state)
-        if not batches or restored:
-            return self._fetched_here(epoch, None, began_anew=restored and not batches)
-        # Read again at once: what is drawn meanwhile must not be drawn after the caller put the generators back.
-        self._tell_of_reading_again(records)
-        if (rng := (state or {}).get("rng_at_start")) is not None:
-            RngState.from_state_dict(rng).restore()
-        return self._fetched_here(epoch, self._read_again(epoch, records), began_anew=False)
-
-    def more(self) -> bool | None:
-        """Only a fetch can tell."""
-        return None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the data set's own state, or the generators' at the epoch's start, which reading again needs."""
-        if not self.fetches_here:
-            return self._states.state_dict()
-        return own_state(self._loader.dataset) or {"rng_at_start": self._rng_at_start}
-
-    def close(self) -> None:
-        """End the workers."""
-        if self._pool is not None:
-            self._pool.close()
-
-    def _read_again(self, epoch: int | None, skipped: int) -> Iterator[Any]:
-        records = self._begin(epoch)
-        for _ in itertools.islice(records, skipped):
-            pass
-        return records
-
-    def _begin(self, epoch: int | None) -> Iterator[Any]:
-        if epoch is not None and not has_state(self._loader.dataset):
-            self._rng_at_start = RngState.capture(devices=False).state_dict()
-        tell_epoch(self._loader.dataset, epoch)
-        return iter(self._loader.dataset)
-
-    def _fetched_here(
-        self, epoch: int | None, records: Iterator[Any] | None, *, began_anew: bool
-    ) -> Generator[Any, None, None]:
-        loader = self._loader
-        if records is None:
-            records = self._begin(epoch)
-        while True:
-            items = read_items(records, self._batch_size, loader.drop_last)
-            if not items and began_anew:
-                # The state was that of a finished epoch; the next one is asked for.
-                records = iter(loader.dataset)
-                items = read_items(records, self._batch_size, loader.drop_last)
-            if not items:
-                return
-            began_anew = False
-            mine = cut_piece(items, self._rank, self._ranks)
-            batch = loader.collate_fn(mine if loader.batched else mine[0])
-            self.records += len(items)
-            yield batch
-
-    def _answered(
-        self, pool: WorkerPool, epoch: int | None, skipped: int, restoring: list[RestoreRequest]
-    ) -> Generator[Any, None, None]:
-        seed = derive_seed(self._seed, "workers", epoch or 0, self._rank)
-        requests = itertools.chain(restoring, self._requests(epoch, skipped))
-        ended: set[int] = set()
-        with contextlib.closing(pool.run(requests, seed)) as answers:
-            for answer in itertools.islice(answers, len(restoring), None):
-                self._states.note(answer)
-                if answer.ended:
-                    ended.add(answer.worker_id)
-                    if len(ended) == self._loader.num_workers:
-                        return
-                elif skipped:
-                    skipped -= 1
-                else:
-                    self.records += answer.records
-                    yield answer.batch
-
-    def _requests(self, epoch: int | None, skipped: int) -> Iterator[StreamRequest]:
-        loader = self._loader
-        for number in itertools.count():
-            yield StreamRequest(
-                self._seed,
-                epoch,
-                self._pass,
-                number < skipped,
-                self._batch_size,
-                loader.drop_last,
-                self._rank,
-                self._ranks,
-            )
-
-    def _tell_of_reading_again(self, records: int) -> None:
-        if not self._told:
-            self._told = True
-            _logger.info(
-                "There is no state to put the iterable data set %s back to: %d records of this epoch are read again.",
-                type(self._loader.dataset).__name__,
-                records,
-            )
+    def _own_indices(self, groups: Iterator[Any], batches: int) -> Iterator[tuple[int, int, Any, Part | None]]:
+        """Of each batch that this rank gets: its number, the records up to its end, its keys and what part it is."""
+        share, batched, passed, number = self._share, self._loader.batched, 0, batches - 1
+        for number, group in enumerate(groups, batches):
+            passed += len(group) if batched else sum(map(count_records, group))
+            if share.alone:
+                mine, part = group, None
+            else:
+                mine = share.cut(group) if share.takes(number) else None
+                if number == 0:
+                    self._first = group if batched else group[0]
+                if mine is None:
+                    continue
+                part = share.part(number, len(group))
+            yield number, passed, mine if batched else mine[0], part
+            passed = 0
+        self.total = number + 1
 
 
 def own_state(dataset: Any) -> dict[str, Any]:

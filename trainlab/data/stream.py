@@ -1,18 +1,19 @@
 """What the training loop and a validation read: batches on the device, epoch by epoch, from any position."""
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from typing import Any
 
 import torch
 
-from trainlab.data.cut import CutSource
-from trainlab.data.foreign import ForeignSource, inexactness
+from trainlab.data.foreign import inexactness
 from trainlab.data.loader import DataLoader
-from trainlab.data.sources import Source, length_of
+from trainlab.data.opening import open_source, told_of_uneven
+from trainlab.data.sharded import ShardedLoader, ShardedSource, shards_itself, without_shards
+from trainlab.data.share import Part, Share
 from trainlab.data.transfer import SideStream
-from trainlab.distributed import RngState
-from trainlab.errors import DataError, InvalidStateError, InvalidTypeError
+from trainlab.distributed import Exchange, RngState
+from trainlab.errors import DataError, InvalidStateError
 
 __all__ = ["BatchStream"]
 
@@ -35,17 +36,27 @@ class BatchStream:
         move: puts a batch on the device; None leaves batches where they are.
         device: where ``move`` puts them. On a CUDA device, batches are copied there out of page-locked memory on a
             stream of their own before ``move`` gets them.
-        data_rank: which piece of each global batch is wanted.
-        data_size: out of how many.
+        data_rank: whose share is wanted.
+        data_size: among how many ranks the data is dealt out.
+        deal: "pieces" of each global batch, as for training, or whole "batches" in turn, number ``k`` to rank ``k``
+            modulo ``data_size``, as for validation: each value is then the same to the bit for any number of ranks.
+        uneven: what becomes of a batch of which the ranks get unequal pieces. "scale": pieces differ by at most one
+            record, and a rank without one gets the first to stand in; "drop": the batch's last records are left out;
+            "pad": it is filled up with its own first records.
+        exchange: connects the ranks where a training data set shards itself, for this stream alone; or a function that
+            opens one, called on all ranks and only if it is needed.
         cut_by_len: an epoch ends after ``len(loader)`` batches, and one iterator goes on over the epochs.
         role: "training" or "validation", for messages.
         warn: whether ``warn_of_inexactness`` is to warn of a loader that is not trainlab's.
 
     Attributes:
-        epoch_length: batches of the whole epoch; None if it is not known. Current from ``start_epoch`` on.
+        epoch_length: batches that this rank gives in the whole epoch; None if it is not known. Current from
+            ``start_epoch`` on.
 
     Raises:
         InvalidTypeError: for a loader that cannot be iterated, or can be only once.
+        InvalidValueError: for options that are unknown, or do not fit the loader.
+        DataError: for a loader whose batches cannot be dealt out among several ranks.
     """
 
     def __init__(
@@ -57,26 +68,31 @@ class BatchStream:
         device: torch.device | None = None,
         data_rank: int = 0,
         data_size: int = 1,
+        deal: str = "pieces",
+        uneven: str = "scale",
+        exchange: Exchange | Callable[[], Exchange] | None = None,
         cut_by_len: bool = False,
         role: str = "training",
         warn: bool = True,
     ) -> None:
+        self._share = Share(data_rank, data_size, deal, uneven)
         copied_aside = device is not None and device.type == "cuda" and move is not None
+        self._inner_move: Callable[[Any], Any] | None = None
         self._side = SideStream(device) if copied_aside and device is not None else None
         self._move = self._move_aside if copied_aside else move
         self._users_move = move
+        self._latest: Any = _NOTHING
+        self._deals_whole = self._share.whole and data_size > 1
+        if self._deals_whole:
+            self._move, self._inner_move = self._move_and_keep, self._move
         self._role = role
         self._warns = role == "training" and (warn or isinstance(loader, DataLoader))
-        self._loader = loader
-        self._source: Source
-        if isinstance(loader, DataLoader):
-            own_seed = seed if loader.generator_seed is None else loader.generator_seed
-            self._source = loader.source(own_seed, data_rank, data_size, pinned=copied_aside)
-        else:
-            _check_foreign(loader)
-            self._source = ForeignSource(loader)
-        if cut_by_len:
-            self._source = CutSource(self._source, length_of(loader))
+        self._shards = shards_itself(loader, self._share)
+        self._loader = loader = loader.loader if isinstance(loader, ShardedLoader) else loader
+        self._tells_of_uneven = data_rank == 0
+        self._source = open_source(
+            loader, self._share, seed, shards=self._shards, exchange=exchange, pinned=copied_aside, cut=cut_by_len
+        )
         self.epoch_length: int | None = None
         self._batches: Generator[Any, None, None] | None = None
         self._epoch: int | None = None
@@ -98,14 +114,26 @@ class BatchStream:
             records: ``position()`` at which to go on, default 0.
             batches: number of batches of this epoch given by then, default 0.
             state: what ``state_dict`` gave there; None or ``{}`` if there is none.
+
+        Raises:
+            InvalidStateError: whole batches are dealt out, and the position is not an epoch's beginning.
         """
         self._drop_held()
         self._close_batches()
         self._epoch = epoch
         self._given = batches
         self._begun_at_start = not batches and not records
-        self._batches = self._source.batches(epoch, records, batches, state["source"] if state else None)
+        if self._deals_whole and not self._begun_at_start:
+            raise InvalidStateError(
+                "Batches that are dealt out whole are read from an epoch's beginning. "
+                f"Received: a position of {records} records."
+            )
+        source_state = state["source"] if state else None
+        if source_state is not None and not isinstance(self._source, ShardedSource):
+            source_state = without_shards(source_state, records)
+        self._batches = self._source.batches(epoch, records, batches, source_state)
         self.epoch_length = self._source.length
+        self._tell_of_uneven()
         if state and state["held"] and state["epoch"] == epoch:
             if state["held_rng"] is not None:
                 RngState.from_state_dict(state["held_rng"]).restore()
@@ -155,6 +183,50 @@ class BatchStream:
         """Return the global records given since the epoch's beginning; a batch that is held is not given."""
         return self._source.records if self._held is _NOTHING else int(self._before_held["records"])
 
+    @property
+    def total_batches(self) -> int | None:
+        """Global batches of the epoch; None if not known, as it is at its end unless the data shards itself."""
+        return self._source.total if self._deals_whole else self.epoch_length
+
+    @property
+    def batch_number(self) -> int:
+        """Number of the global batch that was given last, or of which a piece was, from 0 in its epoch."""
+        return self._part().number if self._deals_whole else self._given - 1
+
+    @property
+    def local_records(self) -> int:
+        """Records of the batch given last that count; 0 if it only stands in. Of several ranks only."""
+        return self._part().local_records
+
+    @property
+    def global_records(self) -> int:
+        """Records of the batch given last that count, all ranks together. Of several ranks only."""
+        return self._part().global_records
+
+    @property
+    def is_stand_in(self) -> bool:
+        """Whether the batch given last is to be run as all others and to count as nothing."""
+        return self._share.ranks > 1 and self._part().local_records == 0
+
+    def stand_in(self) -> Any:
+        """Give a batch once more, to be counted as nothing, for ranks that go on when this one's epoch has ended.
+
+        Returns:
+            The batch that this rank was given last, or the first of all where it got none.
+
+        Raises:
+            DataError: there is none.
+        """
+        if self._latest is _NOTHING:
+            batch = self._source.first_batch() if self._deals_whole else _NOTHING
+            if batch is _NOTHING:
+                raise DataError(
+                    f"Rank {self._share.rank} has no batch of the {self._role} data set, and so nothing to stand in "
+                    f"with. Received: {type(self._loader).__name__}. Give it at least one record."
+                )
+            self._latest = batch if self._inner_move is None else self._inner_move(batch)
+        return self._latest
+
     def state_dict(self) -> dict[str, Any]:
         """Return what a resume at this position needs besides the position, as plain data and tensors."""
         before = self._before_held
@@ -182,11 +254,32 @@ class BatchStream:
         """End the workers; ``start_epoch`` may follow."""
         self._drop_held()
         self._close_batches()
+        self._latest = _NOTHING
         self._source.close()
 
     def _move_aside(self, batch: Any) -> Any:
         # Chosen only where both are there. What cannot be moved is told of by the user's move.
         return self._users_move(self._side(batch))  # type: ignore[misc]
+
+    def _move_and_keep(self, batch: Any) -> Any:
+        self._latest = batch if self._inner_move is None else self._inner_move(batch)
+        return self._latest
+
+    def _part(self) -> Part:
+        part: Part | None = self._source.part if self._held is _NOTHING else self._before_held["part"]
+        if part is None:
+            raise InvalidStateError(
+                "Only of several ranks, and after a batch was given, is it known which records of it are whose. "
+                f"Received: {self._share.ranks} rank(s), {self._given} batches given."
+            )
+        return part
+
+    def _tell_of_uneven(self) -> None:
+        if not self._tells_of_uneven:
+            return
+        self._tells_of_uneven = False
+        if (told := told_of_uneven(self._loader, self._share)) is not None:
+            _logger.warning(told)
 
     def _fetch_ahead(self) -> bool:
         """Fetch the next batch and hold it, with what is needed to fetch it again; tell whether there was one."""
@@ -197,6 +290,7 @@ class BatchStream:
             "records": self._source.records,
             "rng": RngState.capture(devices=False).state_dict() if here else None,
             "source": self._source.state_dict(),
+            "part": self._source.part,
         }
         try:
             batch = next(self._batches)
@@ -220,6 +314,8 @@ class BatchStream:
             raise InvalidStateError("No epoch was begun, so there are no batches. Call start_epoch first.")
 
     def _refuse_empty(self) -> None:
+        if self._deals_whole and (self._shards or self._source.total != 0):
+            return  # others have batches, or may have
         if self._given == 0 and self._begun_at_start:
             dataset = f" of {type(self._loader.dataset).__name__}" if hasattr(self._loader, "dataset") else ""
             dropping = " Its last batch is not full and is left out (drop_last=True)."
@@ -229,15 +325,3 @@ class BatchStream:
                 f"Received: {type(self._loader).__name__}{dataset}. "
                 "Look at how its records are found; an iterable data set must give them anew each time it is iterated."
             )
-
-
-def _check_foreign(loader: Any) -> None:
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        raise InvalidTypeError(
-            f"A data loader is iterated for batches. Received: {type(loader).__name__}. Return a trainlab.DataLoader."
-        )
-    if isinstance(loader, Iterator):
-        raise InvalidTypeError(
-            "A data loader is iterated anew in each epoch, and this one can be iterated only once. "
-            f"Received: {type(loader).__name__}. Return a trainlab.DataLoader, or an object whose __iter__ begins anew."
-        )

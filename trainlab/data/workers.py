@@ -21,7 +21,8 @@ import torch
 from torch.utils.data import get_worker_info
 
 from trainlab.data.fetch import Fetch, make_fetch
-from trainlab.data.order import cut_piece, has_state, seed_host
+from trainlab.data.order import has_state, seed_host
+from trainlab.data.share import Share
 from trainlab.data.transfer import pin
 from trainlab.distributed import derive_seed
 
@@ -52,6 +53,8 @@ class Worked:
         worker_id: who sends it.
         ended: the worker's part of an iterable data set is over.
         state: that of the worker's copy of the data set, pickled; None if it has none.
+        note: what came with the request.
+        passed_over: the records were read, and are no batch for this rank.
     """
 
     records: int
@@ -59,6 +62,8 @@ class Worked:
     worker_id: int = 0
     ended: bool = False
     state: bytes | None = None
+    note: Any = None
+    passed_over: bool = False
 
     def pin_memory(self) -> "Worked":
         """Copy the batch into page-locked memory; torch's pinning thread asks for it."""
@@ -72,21 +77,23 @@ class MapRequest:
 
     Args:
         seed: for the generators, set right before the fetch.
-        records: global records in the batch.
+        records: global records in the batch, and in those before it that are no batches for this rank.
         indices: ``slice`` for consecutive records, an array, an int, or what a sampler gave.
         from_sampler: they are what a user's sampler gave.
+        note: comes back with the answer.
     """
 
     seed: int
     records: int
     indices: Any
     from_sampler: bool = False
+    note: Any = None
 
     def answer(self, work: "_Work") -> Worked:
         """Fetch it."""
         seed_host(self.seed)
         batch = self._fetched(work.fetch())
-        return Worked(self.records, batch, _worker_id(), state=work.state())
+        return Worked(self.records, batch, _worker_id(), state=work.state(), note=self.note)
 
     def _fetched(self, fetch: Fetch) -> Any:
         if self.from_sampler:
@@ -107,8 +114,7 @@ class StreamRequest:
         skip: read the records and send nothing.
         batch_size: records of a global batch.
         drop_last: leave out a last batch that is not full.
-        data_rank: which piece of each batch is wanted.
-        data_size: out of how many.
+        share: what this rank gets of each batch.
     """
 
     seed: int
@@ -117,8 +123,7 @@ class StreamRequest:
     skip: bool
     batch_size: int
     drop_last: bool
-    data_rank: int
-    data_size: int
+    share: Share
 
     def answer(self, work: "_Work") -> Worked:
         """Read it."""
@@ -127,8 +132,9 @@ class StreamRequest:
             work.passing, work.batches, work.ended, work.records = self.passing, 0, False, None
         if work.ended:
             return Worked(0, None, worker_id, ended=True)
-        seed = derive_seed(self.seed, "worker", self.epoch or 0, work.batches, worker_id, self.data_rank)
-        items = self._read(work, seed)
+        # The same on all ranks, which read the same records. (The 0 was a rank.)
+        items = self._read(work, derive_seed(self.seed, "worker", self.epoch or 0, work.batches, worker_id, 0))
+        number = work.batches
         work.batches += 1
         # A data set that has come to its end may say that it is at its beginning.
         work.ended = len(items) < self.batch_size
@@ -136,11 +142,18 @@ class StreamRequest:
             items = []
         if not items:
             return Worked(0, None, worker_id, ended=True, state=work.state())
+        mine = items if self.share.alone else self._mine(items, number, worker_id)
         if self.skip:
-            return Worked(len(items), None, worker_id, state=work.state())
-        mine = cut_piece(items, self.data_rank, self.data_size)
-        batch = work.collate_fn(mine if work.batched else mine[0])
-        return Worked(len(items), batch, worker_id, state=work.state())
+            return Worked(len(items), None, worker_id, state=work.state(), passed_over=mine is None)
+        wanted = items if mine is None and self.share.whole and number == 0 else mine  # it may have to stand in
+        batch = None if wanted is None else work.collate_fn(wanted if work.batched else wanted[0])
+        return Worked(len(items), batch, worker_id, state=work.state(), passed_over=mine is None)
+
+    def _mine(self, items: list[Any], number: int, worker_id: int) -> Any:
+        """This rank's part of the worker's batch of this number; None if it gets none."""
+        info = get_worker_info()
+        turn = number * (1 if info is None else info.num_workers) + worker_id
+        return self.share.cut(items) if self.share.takes(turn) else None
 
     def _read(self, work: "_Work", seed: int) -> list[Any]:
         seed_host(seed)

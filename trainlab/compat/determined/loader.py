@@ -1,7 +1,9 @@
 """Determined's data loader, and its functions for batches."""
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,22 +26,31 @@ class DataLoader(TrainlabLoader):
     The same as ``trainlab.DataLoader``, but ``batch_size`` is that of one process. An ``IterableDataset`` works.
     """
 
-    def source(self, seed: int, data_rank: int, data_size: int, *, pinned: bool = False) -> Any:
-        """Open what gives the batches of one epoch after another; the Trainer does it.
+    def for_ranks(self, ranks: int) -> "DataLoader":
+        """Return the loader of the global batches of so many ranks; the Trainer asks for it.
 
         Args:
-            seed: what orders and workers' seeds are made from.
-            data_rank: which piece of each global batch is wanted.
-            data_size: out of how many.
-            pinned: whether workers are to deliver into page-locked memory.
+            ranks: number of data ranks.
 
         Returns:
-            A source of global batches, which are ``data_size`` times as large as ``batch_size``.
+            A loader whose batches are as large as ``ranks`` of this one's together.
         """
+        if ranks == 1:
+            return self
         whole = copy.copy(self)
         if self.batch_size is not None:
-            whole.batch_size = self.batch_size * data_size
-        return super(DataLoader, whole).source(seed, data_rank, data_size, pinned=pinned)
+            whole.batch_size = self.batch_size * ranks
+        elif self.batched:
+            whole.own_sampler = _Joined(self.own_sampler, ranks)
+        return whole
+
+    def of_one_rank(self, ranks: int) -> "DataLoader":
+        """Return the loader of what each rank reads by itself where the data set shards itself: this one.
+
+        Args:
+            ranks: number of data ranks.
+        """
+        return self
 
     def get_data_loader(
         self, repeat: bool = False, skip: int = 0, num_replicas: int = 1, rank: int = 0
@@ -78,6 +89,22 @@ class DataLoader(TrainlabLoader):
             persistent_workers=self.persistent_workers,
             in_order=self.in_order,
         )
+
+
+class _Joined:
+    """The batches of a batch sampler, as many at a time as there are ranks."""
+
+    def __init__(self, batch_sampler: Any, ranks: int) -> None:
+        self.batch_sampler = batch_sampler
+        self._ranks = ranks
+
+    def __iter__(self) -> Iterator[list[Any]]:
+        batches = iter(self.batch_sampler)
+        while group := list(itertools.islice(batches, self._ranks)):
+            yield list(itertools.chain.from_iterable(group))
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.batch_sampler) / self._ranks)
 
 
 def adapt_batch_sampler(
