@@ -2,12 +2,13 @@
 
 from trainlab.metrics.custom import FunctionReducer, MetricReducer, ReducerRegistry
 from trainlab.metrics.reducer import Reducer, combine
-from trainlab.metrics.rules import MetricRules, host_array
+from trainlab.metrics.rules import Column, MetricRules, Shares, Values, host_array, real_column
 from trainlab.metrics.torchmetrics_state import MetricStates, holds_torchmetrics
 from trainlab.metrics.validation import ValidationMetrics, check_full_dataset
 from trainlab.metrics.window import RunningMetrics, Window
 
 __all__ = [
+    "Column",
     "FunctionReducer",
     "MetricReducer",
     "MetricRules",
@@ -15,10 +16,13 @@ __all__ = [
     "Reducer",
     "ReducerRegistry",
     "RunningMetrics",
+    "Shares",
     "ValidationMetrics",
+    "Values",
     "Window",
     "check_full_dataset",
     "combine",
     "holds_torchmetrics",
     "host_array",
+    "real_column",
 ]

@@ -1,20 +1,25 @@
 """Custom reducers: metrics that the mean over batches cannot express."""
 
 import abc
+import contextlib
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, MetricError
-from trainlab.metrics.torchmetrics_state import is_torchmetric
+from trainlab.metrics.preserving import preserved_attributes
+from trainlab.metrics.ranks import allgather_made
+from trainlab.metrics.torchmetrics_state import MetricStates, is_torchmetric
+
+if TYPE_CHECKING:
+    from trainlab.distributed.exchange import Exchange
 
 __all__ = ["FunctionReducer", "MetricReducer", "ReducerRegistry"]
-
-Gather = Callable[[list[Any]], list[list[Any]]]
 
 
 class MetricReducer(abc.ABC):
@@ -99,7 +104,9 @@ class FunctionReducer(MetricReducer):
 
 
 class TorchmetricsReducer(MetricReducer):
-    """A metric of torchmetrics, which reduces over the ranks by itself.
+    """A metric of torchmetrics: what it accumulated on each rank is reduced as each of its states asks for.
+
+    Its own exchange between ranks, over torch's default process group, is never used.
 
     Args:
         metric: a ``torchmetrics.Metric`` or ``MetricCollection``; it may be updated directly as well.
@@ -107,6 +114,7 @@ class TorchmetricsReducer(MetricReducer):
 
     def __init__(self, metric: Any) -> None:
         self.metric = metric
+        self._states = MetricStates(metric)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
         """Update the metric.
@@ -117,23 +125,37 @@ class TorchmetricsReducer(MetricReducer):
         """
         self.metric.update(*args, **kwargs)
 
+    def preserved(self) -> AbstractContextManager[None]:
+        """Let nothing count that the metric is given inside the block.
+
+        Returns:
+            The block's context manager.
+        """
+        return self._states.preserved()
+
     def reset(self) -> None:
         """Reset the metric."""
         self.metric.reset()
 
-    def per_slot_reduce(self) -> None:
-        """Leave everything to ``compute``."""
+    def per_slot_reduce(self) -> dict[str, Any]:
+        """Give what this rank accumulated.
 
-    def cross_slot_reduce(self, per_slot_metrics: list[Any]) -> Any:
+        Returns:
+            The metric's states.
+        """
+        return self._states.state_dict()
+
+    def cross_slot_reduce(self, per_slot_metrics: list[dict[str, Any]]) -> Any:
         """Compute the metric over all ranks.
 
         Args:
-            per_slot_metrics: not used.
+            per_slot_metrics: the states of each rank, in order of the ranks.
 
         Returns:
             What the metric computes; a dict for a collection.
         """
-        return self.metric.compute()
+        with self._states.of_all_ranks(per_slot_metrics):
+            return self.metric.compute()
 
 
 @dataclass(frozen=True)
@@ -165,6 +187,11 @@ class ReducerRegistry:
 
     def __len__(self) -> int:
         return len(self._wrapped)
+
+    @property
+    def told(self) -> list[str]:
+        """What a person calls each reducer."""
+        return [wrapped.told for wrapped in self._wrapped]
 
     def wrap(
         self,
@@ -215,27 +242,48 @@ class ReducerRegistry:
         for wrapped in self._wrapped:
             wrapped.call("reset")
 
-    def reduce(self, *, for_training: bool, gather: Gather) -> dict[str, Any]:
+    @contextlib.contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Let nothing count that the reducers are given inside the block, as a batch that only stands in for one.
+
+        A ``MetricReducer`` gets its attributes back: tensors, arrays and containers with their content, another object
+        as it then is.
+
+        Returns:
+            The block's context manager.
+        """
+        with contextlib.ExitStack() as stack:
+            for wrapped in self._wrapped:
+                stack.enter_context(_preserved(wrapped.reducer))
+            yield
+
+    def reduce(self, *, for_training: bool, exchange: "Exchange | None" = None) -> dict[str, Any]:
         """Reduce over all ranks, in one exchange.
 
         Args:
             for_training: True for the reducers that were wrapped for training, False for those for validation.
-            gather: gives every rank the lists of all ranks, in order; for one process ``lambda values: [values]``.
+            exchange: the ranks, all of which call this. Default: this process is alone.
 
         Returns:
             The metrics by name, the same on every rank.
 
         Raises:
-            MetricError: a method of a reducer failed, a reducer with a name returned a dict, one
-                without returned something else, or two of them gave the same name.
+            MetricError: a method of a reducer failed, here or on another rank; a reducer with a name returned a
+                dict, one without returned something else, or two of them gave the same name; or the ranks have not the
+                same reducers.
         """
         chosen = [w for w in self._wrapped if (w.for_training if for_training else w.for_validation)]
         if not chosen:
             return {}
-        of_ranks = gather([wrapped.call("per_slot_reduce") for wrapped in chosen])
+
+        def parts() -> list[tuple[str, Any]]:
+            return [(wrapped.told, wrapped.call("per_slot_reduce")) for wrapped in chosen]
+
+        of_ranks = [parts()] if exchange is None or exchange.size == 1 else allgather_made(exchange, parts)
+        _check_same_reducers([[told for told, _ in of_rank] for of_rank in of_ranks])
         metrics: dict[str, Any] = {}
         for i, wrapped in enumerate(chosen):
-            result = _by_name(wrapped, wrapped.call("cross_slot_reduce", [of_rank[i] for of_rank in of_ranks]))
+            result = _by_name(wrapped, wrapped.call("cross_slot_reduce", [of_rank[i][1] for of_rank in of_ranks]))
             if twice := sorted(result.keys() & metrics.keys()):
                 raise MetricError(
                     f"Two custom reducers give the same metric. Received: {twice} from {wrapped.told} again. "
@@ -257,6 +305,19 @@ class ReducerRegistry:
                     f"The name of a custom reducer is taken. Received: {new.name!r}, the name of {old.told} already. "
                     "Give each metric a name of its own."
                 )
+
+
+def _preserved(reducer: MetricReducer) -> AbstractContextManager[None]:
+    return reducer.preserved() if isinstance(reducer, TorchmetricsReducer) else preserved_attributes(reducer)
+
+
+def _check_same_reducers(of_ranks: list[list[str]]) -> None:
+    for rank, told in enumerate(of_ranks):
+        if told != of_ranks[0]:
+            raise MetricError(
+                f"The ranks have not wrapped the same reducers in the same order. Received: {of_ranks[0]} on rank 0, "
+                f"{told} on rank {rank}. Call wrap_reducer on every rank."
+            )
 
 
 def _reducer_of(given: Any) -> MetricReducer:

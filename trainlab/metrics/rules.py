@@ -12,7 +12,11 @@ from torch import Tensor
 from trainlab.errors import MetricError
 from trainlab.metrics.reducer import Reducer, combine
 
-__all__ = ["MetricRules", "describe", "host_array"]
+__all__ = ["Column", "MetricRules", "Shares", "Values", "describe", "host_array", "real_column"]
+
+Values = Sequence[Any] | npt.NDArray[Any]
+Column = npt.NDArray[np.float64] | Sequence[npt.NDArray[np.float64] | None]
+Shares = npt.NDArray[np.float64]
 
 
 class MetricRules:
@@ -37,7 +41,7 @@ class MetricRules:
         if not _is_number(value):
             raise _refused("train_batch", name, value)
 
-    def average(self, name: str, values: Sequence[Any] | npt.NDArray[Any]) -> float | None:
+    def average(self, name: str, values: Values) -> float | None:
         """Average the values of a training window: the plain mean over all elements of all batches, in float64.
 
         Args:
@@ -69,19 +73,61 @@ class MetricRules:
             raise _refused("evaluate_batch", name, value)
 
     def weight(self, records: int) -> float:
-        """Weigh a validation batch for ``Reducer.AVG``.
+        """Weigh a validation batch for ``Reducer.AVG``, or one rank's part of a training batch.
 
         Args:
-            records: how many records the batch had.
+            records: how many records the batch, or the part, had.
 
         Returns:
             The number of records, so that the average is the mean over the data set.
         """
         return records
 
-    def reduce(
-        self, name: str, values: Sequence[Any] | npt.NDArray[Any], reducer: Reducer, weights: Sequence[float]
-    ) -> float:
+    def to_send(self, name: str, values: Values) -> Column | None:
+        """Prepare the values of a training window for the other ranks.
+
+        Args:
+            name: the metric's name.
+            values: host values, one a batch.
+
+        Returns:
+            The values in float64: an array of shape ``(batches, *shape)``, or a list of arrays where the shapes differ.
+            A subclass may put None for a value that is left out, and None for all where there is no mean.
+
+        Raises:
+            MetricError: a value holds anything but real numbers.
+        """
+        return real_column(name, values)
+
+    def over_ranks(self, name: str, columns: Sequence[Column | None], shares: Shares) -> Values:
+        """Average the parts of each training batch over the ranks, in float64, in the order of the ranks.
+
+        Args:
+            name: the metric's name.
+            columns: what ``to_send`` gave on each rank.
+            shares: each rank's share in each batch, of shape ``(ranks, batches)``; they add up to 1 for each batch.
+                A value whose share is 0 takes no part, even if it is NaN.
+
+        Returns:
+            Host values, one a batch.
+
+        Raises:
+            MetricError: the values are not of one shape.
+        """
+        arrays = [column for column in columns if isinstance(column, np.ndarray)]
+        if len(arrays) < len(columns) or len({array.shape for array in arrays}) > 1:
+            raise MetricError(
+                f"The metric {name!r} has not the same shape in all batches on all ranks. Received: "
+                f"{', '.join(_told_shape(column) for column in columns)}. Return it in one shape from train_batch, "
+                "best as one number."
+            )
+        mean = np.zeros_like(arrays[0])
+        for array, share in zip(arrays, shares, strict=True):
+            given = share > 0
+            mean[given] += array[given] * share[given].reshape(-1, *[1] * (array.ndim - 1))
+        return mean
+
+    def reduce(self, name: str, values: Values, reducer: Reducer, weights: Sequence[float]) -> float:
         """Reduce the values of all validation batches to one number, over all their elements, in float64.
 
         Args:
@@ -156,6 +202,25 @@ def describe(value: Any) -> str:
     return f"{type(value).__name__} {content if len(content) <= 80 else content[:77] + '...'}"
 
 
+def real_column(name: str, values: Values) -> npt.NDArray[np.float64] | list[npt.NDArray[np.float64]]:
+    """Turn host values into float64.
+
+    Args:
+        name: the metric's name, for errors.
+        values: host values, one a batch.
+
+    Returns:
+        An array of shape ``(batches, *shape)``, or a list of arrays where the shapes differ.
+
+    Raises:
+        MetricError: a value holds anything but real numbers.
+    """
+    if isinstance(values, np.ndarray):
+        return _real(name, values)
+    arrays = [_real(name, value) for value in values]
+    return np.stack(arrays) if len({array.shape for array in arrays}) == 1 else arrays
+
+
 def host_array(tensor: Tensor) -> npt.NDArray[Any]:
     """Copy a tensor to the host as an array.
 
@@ -185,6 +250,10 @@ def _is_number(value: Any) -> bool:
     if isinstance(value, np.ndarray | np.generic):
         return value.ndim == 0 and value.dtype.kind in "biuf"
     return isinstance(value, numbers.Real)
+
+
+def _told_shape(column: Column | None) -> str:
+    return f"shape {column.shape[1:]}" if isinstance(column, np.ndarray) else "several shapes"
 
 
 def _refused(hook: str, name: str, value: Any) -> MetricError:

@@ -1,13 +1,17 @@
 """What torchmetrics objects accumulated: their own ``state_dict`` leaves it out, unless they are made persistent."""
 
+import contextlib
+import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from trainlab.errors import CheckpointMismatchError
+from trainlab.errors import CheckpointMismatchError, MetricError
+from trainlab.metrics.preserving import preserved_attributes
+from trainlab.metrics.torchmetrics_merge import merge_states
 
 __all__ = ["MetricStates", "holds_torchmetrics", "is_torchmetric"]
 
@@ -88,6 +92,90 @@ class MetricStates:
             found, checked = state["groups"][path]
             collection._groups, collection._groups_checked = {key: list(names) for key, names in found.items()}, checked
 
+    def merge(self, states: Sequence[Mapping[str, Any]], rank: int = 0) -> dict[str, Any]:
+        """Make one state of those of all ranks that a job had, for one that goes on with another number of ranks.
+
+        Args:
+            states: what ``state_dict`` returned on each rank, or what a checkpoint made of it, in order.
+            rank: the rank in the new job that is to load it. Default: 0.
+
+        Returns:
+            For rank 0 what all ranks together accumulated; for the others a state in which nothing is accumulated.
+            Plain attributes are those of the first rank that accumulated anything.
+
+        Raises:
+            CheckpointMismatchError: the metrics are others, or one of them can be computed from several ranks' states
+                but not go on from them.
+        """
+        first = states[0]
+        self._resize(first["trackers"])
+        metrics, groups = dict(self._metrics()), dict(self._all("MetricCollection"))
+        for state in states:
+            _check_same("torchmetrics objects", state["metrics"], metrics)
+            _check_same("torchmetrics collections", state["groups"], groups)
+        merged = {path: merge_states(one, [s["metrics"][path] for s in states]) for path, one in metrics.items()}
+        for path, metric in metrics.items():
+            _check_goes_on(path, metric, merged[path]["states"])
+        if rank > 0:
+            merged = {path: _emptied(metric, merged[path]) for path, metric in metrics.items()}
+        # Of metrics that share a state only the first is updated: those that do not on every rank must not.
+        agreed = {path: max((s["groups"][path] for s in states), key=_separation) for path in groups}
+        return {**first, "metrics": merged, "groups": agreed}
+
+    @contextlib.contextmanager
+    def of_all_ranks(self, states: Sequence[Mapping[str, Any]]) -> Iterator[None]:
+        """Let the metrics hold what all ranks accumulated, to compute it; afterwards they go on with their own.
+
+        Meanwhile no metric talks to other ranks itself.
+
+        Args:
+            states: what ``state_dict`` returned on each rank, in order; with one rank the metrics are left as they are.
+
+        Returns:
+            The block's context manager.
+
+        Raises:
+            MetricError: the ranks have not the same metrics.
+        """
+        metrics = dict(self._metrics())
+        for rank, state in enumerate(states):
+            if state["metrics"].keys() != metrics.keys():
+                raise MetricError(
+                    f"The ranks have not the same torchmetrics objects. Received: {sorted(state['metrics'])} on rank "
+                    f"{rank}, {sorted(metrics)} here. Make the same metrics, in the same places, on every rank."
+                )
+        held: list[tuple[nn.Module, dict[str, Any]]] = [(metric, {"_to_sync": False}) for metric in metrics.values()]
+        if len(states) > 1:
+            held = [(one, self._merged(one, [s["metrics"][path] for s in states])) for path, one in metrics.items()]
+            # Every metric of a collection holds its own, whichever share one state on this rank.
+            held += [(c, {"_groups": {}, "_state_is_copy": c._state_is_copy}) for _, c in self._all("MetricCollection")]
+        with contextlib.ExitStack() as stack:
+            for module, attributes in held:
+                stack.enter_context(_attributes(module, attributes))
+            yield
+
+    @contextlib.contextmanager
+    def preserved(self) -> Iterator[None]:
+        """Let nothing count that the metrics are given inside the block.
+
+        Returns:
+            The block's context manager.
+        """
+        with contextlib.ExitStack() as stack:
+            for _, metric in self._metrics():
+                stack.enter_context(preserved_attributes(metric, functools.partial(_copied, device=metric.device)))
+            for _, collection in self._all("MetricCollection"):
+                groups = {key: list(names) for key, names in collection._groups.items()}
+                kept = {"_groups_checked": collection._groups_checked, "_state_is_copy": collection._state_is_copy}
+                stack.enter_context(_attributes(collection, {"_groups": groups, **kept}))
+            yield
+
+    def _merged(self, metric: Any, of_ranks: list[dict[str, Any]]) -> dict[str, Any]:
+        merged = merge_states(metric, of_ranks)
+        borrowed = {} if metric._update_count else merged["plain"]
+        attributes = {**borrowed, **merged["states"], **dict.fromkeys(_CACHED), "_update_count": merged["updates"]}
+        return {"_to_sync": False, **{n: _copied(v, metric.device) for n, v in attributes.items()}}
+
     def _metrics(self) -> Any:
         return self._all("Metric")
 
@@ -120,6 +208,40 @@ class MetricStates:
                 del tracker[-1]
             while len(tracker) < lengths.get(path, 1):
                 tracker.increment()
+
+
+@contextlib.contextmanager
+def _attributes(module: nn.Module, attributes: Mapping[str, Any]) -> Iterator[None]:
+    """Set attributes inside the block; those that a computation changes besides stay as it leaves them."""
+    before = {name: vars(module)[name] for name in attributes if name in vars(module)}
+    vars(module).update(attributes)
+    try:
+        yield
+    finally:
+        for name in attributes:
+            vars(module).pop(name, None)
+        vars(module).update(before)
+
+
+def _check_goes_on(path: str, metric: Any, merged: Mapping[str, Any]) -> None:
+    for name, default in metric._defaults.items():
+        stacked = metric._reductions[name] is None and isinstance(default, torch.Tensor)
+        if stacked and merged[name].dim() > default.dim():
+            raise CheckpointMismatchError(
+                f"What several ranks accumulated in the {type(metric).__name__} {path or 'itself'!r} can be computed, "
+                f"but not be gone on with in fewer or more ranks. Received: the state {name!r}, which has no "
+                "dist_reduce_fx. Resume with the same number of ranks, or reset this metric before the checkpoint."
+            )
+
+
+def _emptied(metric: Any, state: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {**metric._defaults, **state["defaults"]}
+    return {"states": defaults, "updates": 0, "plain": {}, "defaults": state["defaults"]}
+
+
+def _separation(groups: Sequence[Any]) -> tuple[bool, int]:
+    found, checked = groups
+    return checked, len(found)
 
 
 def _classes(name: str) -> tuple[type, ...]:

@@ -11,7 +11,7 @@ import torch
 from trainlab.checkpoint import Retention
 from trainlab.data import DataLoader
 from trainlab.errors import InvalidStateError, MetricError
-from trainlab.metrics import MetricRules, Reducer, host_array
+from trainlab.metrics import Column, MetricRules, Reducer, Shares, Values, host_array, real_column
 from trainlab.training import TrainingRules
 
 __all__ = ["DeterminedMetricRules", "DeterminedRules"]
@@ -33,7 +33,7 @@ class DeterminedMetricRules(MetricRules):
             value: what ``train_batch`` returned under it.
         """
 
-    def average(self, name: str, values: Sequence[Any] | npt.NDArray[Any]) -> float | None:
+    def average(self, name: str, values: Values) -> float | None:
         """Average all elements of all batches, None left out.
 
         Args:
@@ -60,19 +60,59 @@ class DeterminedMetricRules(MetricRules):
         """
 
     def weight(self, records: int) -> float:
-        """Weigh every batch the same.
+        """Weigh every batch the same, and every rank's part of a training batch.
 
         Args:
-            records: how many records the batch had.
+            records: how many records the batch, or the part, had.
 
         Returns:
-            1, so that the average is the mean over the batches.
+            1, so that the average is the mean over the batches, or the ranks.
         """
         return 1.0
 
-    def reduce(
-        self, name: str, values: Sequence[Any] | npt.NDArray[Any], reducer: Reducer, weights: Sequence[float]
-    ) -> float:
+    def to_send(self, name: str, values: Values) -> Column | None:
+        """Prepare the values of a training window for the other ranks.
+
+        Args:
+            name: the metric's name.
+            values: host values, one a batch.
+
+        Returns:
+            The values in float64, with None where it was None; None for all that have no mean, such as text.
+        """
+        try:
+            numbers = real_column(name, [value for value in values if value is not None])
+        except MetricError:
+            return None
+        if len(numbers) == len(values):
+            return numbers
+        rest = iter(numbers)
+        return [None if value is None else next(rest) for value in values]
+
+    def over_ranks(self, name: str, columns: Sequence[Column | None], shares: Shares) -> Values:
+        """Average the parts of each training batch over the ranks, None left out.
+
+        Args:
+            name: the metric's name.
+            columns: what ``to_send`` gave on each rank.
+            shares: each rank's share in each batch, of shape ``(ranks, batches)``; 0 for one that takes no part.
+
+        Returns:
+            Host values, one a batch: the mean, of the values' shape; all elements of all ranks, of shape
+            ``(elements,)``, where the shapes differ; None where there is nothing.
+        """
+        try:
+            return super().over_ranks(name, columns, shares)
+        except MetricError:
+            parts = [column for column in columns if column is not None]
+        if len(parts) < len(columns):
+            return [None] * shares.shape[1]
+        return [
+            _mean([part[i] for part, share in zip(parts, shares, strict=True) if share[i] and part[i] is not None])
+            for i in range(shares.shape[1])
+        ]
+
+    def reduce(self, name: str, values: Values, reducer: Reducer, weights: Sequence[float]) -> float:
         """Reduce as the core does.
 
         Args:
@@ -121,6 +161,13 @@ class DeterminedMetricRules(MetricRules):
             The value; a tensor as an array.
         """
         return host_array(value) if isinstance(value, torch.Tensor) else value
+
+
+def _mean(values: list[Any]) -> npt.NDArray[np.float64] | None:
+    if len({value.shape for value in values}) == 1:
+        mean: npt.NDArray[np.float64] = np.mean(np.stack(values), axis=0)
+        return mean
+    return np.concatenate([value.ravel() for value in values]) if values else None
 
 
 class DeterminedRules(TrainingRules):
