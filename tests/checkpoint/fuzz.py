@@ -17,10 +17,11 @@ import atheris
 with atheris.instrument_imports(include=["trainlab.checkpoint", "json"]):
     from trainlab.checkpoint.json_text import parse_json
     from trainlab.checkpoint.manifest import read_manifest, read_sequence
-    from trainlab.checkpoint.tensor_file import TensorFile, read_tensors
+    from trainlab.checkpoint.parts import tiles
+    from trainlab.checkpoint.tensor_file import TensorFile, read_index, read_rows, read_tensors
     from trainlab.checkpoint.tree import decode, encode
 
-from tests.checkpoint.hostility import sample
+from tests.checkpoint.hostility import sample, sharded_sample
 from trainlab.errors import TrainlabError
 from trainlab.storage import Checksum
 
@@ -56,7 +57,19 @@ def try_state(data: bytes) -> None:
     encode(decode(structure, tensors))
 
 
-TARGETS = (try_manifest, try_tensors, try_state)
+def try_parts(data: bytes) -> None:
+    """Read a file of parts of tensors by its header, and every other row of each."""
+    index = read_index(io.BytesIO(data), size=len(data), name="here")
+    for stored in index.tensors.values():
+        if stored.part is not None:
+            tiles(stored.part[1], [stored.part[0]] * 3)
+        rows = stored.shape[0] if stored.shape else 1
+        found = read_rows(io.BytesIO(data), index, stored, rows // 2, rows, name="here")
+        assert found.dtype == stored.dtype
+        assert found.shape[1:] == stored.shape[1:]
+
+
+TARGETS = (try_manifest, try_tensors, try_state, try_parts)
 TENSORS = b""
 
 
@@ -79,6 +92,8 @@ def seeds(folder: Path) -> None:
     corpus.mkdir()
     contents = [manifest, TENSORS, (whole / "state.json").read_bytes()]
     contents_of = [(0, manifest), (1, (whole / "model.safetensors").read_bytes()), *enumerate(contents)]
+    part = sharded_sample(folder / "sharded") / "rank-1" / "model.safetensors"
+    contents_of += [(1, part.read_bytes()), (3, part.read_bytes())]
     contents_of += [(2, json.dumps(part).encode()) for part in json.loads(contents[2]).values()]
     for number, (target, content) in enumerate(contents_of):
         (corpus / str(number)).write_bytes(bytes([target]) + content)

@@ -13,11 +13,13 @@ import numpy as np
 import torch
 
 from tests.checkpoint.corruptions import _TO_BYTES
+from tests.checkpoint.ranks import write_sharded
 from tests.checkpoint.samples import described, model_state, write
 from trainlab.checkpoint import Checkpoint, encode
 from trainlab.checkpoint.manifest import render_manifest
 from trainlab.storage import Checksum
 
+RANKS = 3
 FILES = ["manifest.json", "model.safetensors", "state.json", "state.safetensors"]
 
 # What takes the place of any part of a JSON text.
@@ -54,12 +56,23 @@ def sample(root: Path) -> Path:
     return write(root, weights=weights, state=state)
 
 
+def sharded_sample(root: Path) -> Path:
+    """A checkpoint of several ranks, whose tensors lie in parts."""
+    return write_sharded(root, RANKS)
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files of a checkpoint."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+
+
 def content(folder: Path) -> Any:
     """All that a checkpoint holds; what it raises is what opening and reading raise."""
     with Checkpoint.open(folder) as checkpoint:
         weights = {role: checkpoint.weights(role) for role in checkpoint.models}
         told = [checkpoint.progress, checkpoint.hparams, checkpoint.exp_conf, checkpoint.versions]
-        return [weights, checkpoint.state(), told, checkpoint.sequence, checkpoint.trial_class]
+        states = [checkpoint.state(rank=rank, whole=True) for rank in range(checkpoint.ranks)]
+        return [weights, states, told, checkpoint.sequence, checkpoint.trial_class]
 
 
 def is_sound(found: Any) -> bool:
@@ -105,7 +118,13 @@ def mutate_structure(folder: Path, name: str, chance: random.Random) -> None:
     data = (folder / name).read_bytes()
     if name.endswith(".safetensors"):
         length = int.from_bytes(data[:8], "little")
-        text = _mutated(json.loads(data[8 : 8 + length]), chance)
+        header = json.loads(data[8 : 8 + length])
+        metadata = header["__metadata__"]
+        if "parts" in metadata and chance.random() < 0.5:
+            metadata["parts"] = _mutated(json.loads(metadata["parts"]), chance).decode("utf-8", "surrogatepass")
+            text = json.dumps(header).encode()
+        else:
+            text = _mutated(header, chance)
         data = len(text).to_bytes(8, "little") + text + data[8 + length :]
     else:
         parsed = json.loads(data)
@@ -172,7 +191,7 @@ def attack(whole: Path, folder: Path, seed: int) -> tuple[str, bool]:
     chance = random.Random(seed)
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(whole, folder)
-    name = chance.choice(FILES)
+    name = chance.choice(files_of(whole))
     by_structure, repaired = chance.random() < 0.5, chance.random() < 0.7
     (mutate_structure if by_structure else mutate_bytes)(folder, name, chance)
     if repaired:

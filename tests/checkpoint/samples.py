@@ -76,12 +76,13 @@ def write(
         store.write(f"{name}/{file}", [content])
     manifest = {
         "format": "trainlab-checkpoint",
-        "format_version": 2,
+        "format_version": 3,
         "sequence": sequence,
         "created": "2026-01-01T00:00:00+00:00",
         "files": files,
         "weights": named,
         "state": {"structure": "state.json", "tensors": "state.safetensors"},
+        "ranks": [],
         **{key: value if key == "trial_class" else encode(value)[0] for key, value in details.items()},
     }
     store.publish(f"{name}/manifest.json", render_manifest(manifest))

@@ -34,6 +34,18 @@ def original(whole: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of several ranks that no test changes."""
+    return hostility.sharded_sample(tmp_path_factory.mktemp("sharded"))
+
+
+@pytest.fixture(scope="module")
+def original_of_ranks(sharded: Path) -> Any:
+    """What it holds."""
+    return hostility.content(sharded)
+
+
+@pytest.fixture(scope="module")
 def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where copies of it are spoilt, one after the other."""
     return tmp_path_factory.mktemp("target") / "batch-0000005"
@@ -55,12 +67,27 @@ def test_a_hostile_checkpoint_is_read_right_or_refused(whole: Path, original: An
     assert same(found, original) or (repaired and hostility.is_sound(found)), what
 
 
-@settings(max_examples=200)
+@settings(max_examples=300)
 @given(seed=st.integers(0, 2**32))
-def test_every_corruption_is_found(whole: Path, target: Path, seed: int) -> None:
+def test_hostile_parts_are_read_right_or_refused(
+    sharded: Path, original_of_ranks: Any, target: Path, seed: int
+) -> None:
+    """The same holds for a checkpoint of several ranks, whatever it says of the parts that tensors lie in."""
+    what, repaired = hostility.attack(sharded, target, seed)
+    try:
+        found = hostility.content(target)
+    except TrainlabError as error:
+        assert str(error).encode()
+        return
+    assert same(found, original_of_ranks) or (repaired and hostility.is_sound(found)), what
+
+
+@settings(max_examples=200)
+@given(seed=st.integers(0, 2**32), of_ranks=st.booleans())
+def test_every_corruption_is_found(whole: Path, sharded: Path, target: Path, seed: int, of_ranks: bool) -> None:
     """Every damage of the kinds that disks and people do is found when a checkpoint is opened and verified."""
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(whole, target)
+    shutil.copytree(sharded if of_ranks else whole, target)
     what = corrupt(target, random.Random(seed))
     with pytest.raises(CheckpointError):
         Checkpoint.open(target).verify()

@@ -7,8 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.distributed.tensor import Replicate, Shard
 
 from tests.checkpoint.hostility import sample
+from tests.checkpoint.ranks import WHOLE, write_sharded
 from tests.checkpoint.samples import bits, described, replace, rewrite, write
 from trainlab.checkpoint import Checkpoint
 from trainlab.checkpoint.json_text import parse_json
@@ -16,6 +18,8 @@ from trainlab.checkpoint.manifest import FileEntry, is_inside, read_manifest, re
 from trainlab.errors import CheckpointDamagedError, CheckpointError
 from trainlab.storage import Checksum
 
+# How tensors of two dimensions, and of one, may be cut over four ranks.
+CUT = (((4,), [Shard(0)]), ((2, 2), [Replicate(), Shard(0)]))
 EMPTY = "xxh3_128:" + "0" * 32
 
 
@@ -35,7 +39,7 @@ def content(**others: Any) -> dict[str, Any]:
     """A manifest's content."""
     return {
         "format": "trainlab-checkpoint",
-        "format_version": 2,
+        "format_version": 3,
         "sequence": 7,
         "created": "2026-01-01T00:00:00+00:00",
         "files": {
@@ -45,6 +49,7 @@ def content(**others: Any) -> dict[str, Any]:
         },
         "weights": {"model": {"0": "model.safetensors"}},
         "state": {"structure": "state.json", "tensors": "state.safetensors"},
+        "ranks": [],
         "progress": {"batches_trained": 3},
         "trial_class": "m:T",
         "hparams": {"lr": 0.1},
@@ -84,6 +89,14 @@ def test_any_changed_byte_shows() -> None:
             assert read_sequence(spoilt) is None
 
 
+def _more(manifest: dict[str, Any]) -> dict[str, Any]:
+    return {**manifest["files"], "a": manifest["files"]["state.json"], "b": manifest["files"]["state.json"]}
+
+
+def _rank(weights: Any) -> dict[str, Any]:
+    return {"weights": weights, "state": {"structure": "a", "tensors": "b"}}
+
+
 HOSTILE = {
     "files are a list": lambda m: m.update(files=[]),
     "a negative size": lambda m: m["files"]["state.json"].update(size=-1),
@@ -104,6 +117,21 @@ HOSTILE = {
     "a file read many times": lambda m: m["weights"]["model"].update({"1": "model.safetensors"}),
     "a file read as weights and state": lambda m: m["weights"]["model"].update({"1": "state.safetensors"}),
     "no weights": lambda m: m.pop("weights"),
+    "no further ranks": lambda m: m.pop("ranks"),
+    "further ranks that are a number": lambda m: m.update(ranks=2),
+    "a further rank without a state": lambda m: m.update(ranks=[{"weights": {}}]),
+    "a further rank whose state is nowhere": lambda m: m.update(
+        ranks=[{"weights": {}, "state": {"structure": "x", "tensors": "y"}}]
+    ),
+    "a further rank with the first one's files": lambda m: m.update(ranks=[{"weights": {}, "state": m["state"]}]),
+    "a further rank with weights that are none": lambda m: (
+        m.update(files=_more(m)),
+        m.update(ranks=[_rank(weights=[])]),
+    ),
+    "a further rank with a model of its own": lambda m: (
+        m.update(files=_more(m)),
+        m.update(ranks=[_rank(weights={"model": {"1": "c"}})]),
+    ),
     "a state in no listed file": lambda m: m["state"].update(tensors="/etc/passwd"),
     "a state of three": lambda m: m["state"].update(more="model.safetensors"),
     "a sequence that is no number": lambda m: m.update(sequence="1"),
@@ -171,8 +199,8 @@ def test_a_name_that_is_inside_stays_inside(name: str) -> None:
 
 def test_a_later_format_is_refused(copy: Path) -> None:
     """A checkpoint of a version that we do not know is not guessed at, and not called damaged."""
-    rewrite(copy, lambda manifest: (manifest.update(format_version=3), manifest.pop("weights")))
-    with pytest.raises(CheckpointError, match=f"{copy} is of a later format version.*Received: 3") as raised:
+    rewrite(copy, lambda manifest: (manifest.update(format_version=4), manifest.pop("weights")))
+    with pytest.raises(CheckpointError, match=f"{copy} is of a later format version.*Received: 4") as raised:
         Checkpoint.open(copy)
     assert type(raised.value) is CheckpointError
 
@@ -263,3 +291,10 @@ def test_the_reader_in_the_specification_reads_what_is_specified(tmp_path: Path)
             with pytest.raises(ValueError, match="damaged|version"):
                 its["read_weights"](folder)
         (folder / name).write_bytes(data)
+    for number, (mesh, placements) in enumerate(CUT):
+        folder = write_sharded(tmp_path / str(number), 4, mesh=mesh, placements=placements)
+        found = its["read_weights"](folder)
+        assert {name: content for name, (_, _, content) in found.items() if name in WHOLE} == {
+            name: bits(tensor) for name, tensor in WHOLE.items()
+        }
+        assert (found["uneven"][:2], bytes(found["tied"][2])) == (("I64", [7, 5]), bits(WHOLE["even"]))

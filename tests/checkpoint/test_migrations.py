@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.checkpoint.samples import same
+from tests.checkpoint.samples import rewrite, same
 from trainlab.checkpoint import Checkpoint, latest_checkpoint
 from trainlab.checkpoint.manifest import FORMAT_VERSION
 from trainlab.checkpoint.migrations import MIGRATIONS
@@ -17,6 +17,8 @@ from trainlab.errors import CheckpointDamagedError
 
 # A checkpoint as trainlab 0.1.0 wrote it at the fifth batch of a run with Adam.
 VERSION_1 = Path(__file__).parent / "version_1" / "batch-0000005"
+# One as trainlab wrote it before several processes could write one together.
+VERSION_2 = Path(__file__).parent / "version_2" / "batch-0000005"
 
 
 @pytest.fixture
@@ -61,6 +63,35 @@ def test_a_checkpoint_of_version_1_is_read() -> None:
     assert state["rng_state"]["numpy"]["state"]["key"].shape == (624,)
     assert same(state["progress"], checkpoint.progress)
     assert latest_checkpoint(VERSION_1.parent) == VERSION_1
+
+
+def test_a_checkpoint_of_version_2_is_read() -> None:
+    """A checkpoint that the second version wrote is whole, of one process, and holds what it held."""
+    with Checkpoint.open(VERSION_2) as checkpoint:
+        assert (checkpoint.sequence, checkpoint.trial_class, checkpoint.ranks) == (1, "__main__:TwoLayers", 1)
+        assert checkpoint.progress["batches_trained"] == 5
+        assert same(checkpoint.hparams, {"lr": 0.01, "betas": (0.9, 0.99), "none": None})
+        assert checkpoint.exp_conf == {"name": "version 2"}
+        weights = checkpoint.weights()["0"]
+        state = checkpoint.state()
+    stored = load_file(VERSION_2 / "model.safetensors")
+    assert all(same(weights[key], value) for key, value in stored.items() if key != "phase")
+    assert same(weights["phase"], torch.tensor([1 + 2j, 3 - 1j]))
+    assert weights["tied.weight"] is weights["second.weight"]
+    adam = state["optimizers_state_dict"][0]
+    assert same(adam["param_groups"][0]["betas"], (0.9, 0.99))
+    assert same(adam["state"][0]["step"], torch.tensor(5.0))
+    assert adam["state"][0]["exp_avg"].shape == (4, 2)
+    assert same(state["progress"], checkpoint.progress)
+    assert latest_checkpoint(VERSION_2.parent) == VERSION_2
+
+
+def test_a_manifest_of_version_2_has_no_ranks(tmp_path: Path) -> None:
+    """A manifest of the second version that lists ranks, which it could not, is damaged."""
+    copy = Path(shutil.copytree(VERSION_2, tmp_path / VERSION_2.name))
+    rewrite(copy, lambda manifest: manifest.update(ranks=[]))
+    with pytest.raises(CheckpointDamagedError, match="no manifest of format version 2"):
+        Checkpoint.open(copy)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.safetensors", "state.json", "state.safetensors"])

@@ -344,7 +344,7 @@ def test_if_none_is_whole_that_is_said(tmp_path: Path, caplog: pytest.LogCapture
 def test_if_none_can_be_told_it_is_an_error(tmp_path: Path) -> None:
     """A run does not start from scratch because its only checkpoint is of a later trainlab."""
     path = write(tmp_path)
-    rewrite(path, lambda manifest: manifest.update(format_version=3))
+    rewrite(path, lambda manifest: manifest.update(format_version=4))
     with pytest.raises(CheckpointError, match="later format version"):
         latest_checkpoint(tmp_path)
     older = write(tmp_path, 1)

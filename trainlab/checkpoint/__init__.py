@@ -4,8 +4,18 @@ from trainlab.checkpoint.background import MODES, CheckpointWriter, SaveMode, Wr
 from trainlab.checkpoint.classes import classes_in, register_class
 from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints, remove_checkpoint, remove_rubbish
 from trainlab.checkpoint.matching import match_keys
+from trainlab.checkpoint.parts import Parts
 from trainlab.checkpoint.reader import Checkpoint, latest_checkpoint
 from trainlab.checkpoint.retention import Entry, Retention
+from trainlab.checkpoint.sharding import (
+    is_sharded,
+    only_parts,
+    part_of,
+    place_as_part,
+    place_like,
+    place_tree,
+    without_parts,
+)
 from trainlab.checkpoint.simple import load_checkpoint, save_checkpoint
 from trainlab.checkpoint.snapshot import Snapshot
 from trainlab.checkpoint.tree import decode, encode
@@ -18,6 +28,7 @@ __all__ = [
     "CheckpointWriter",
     "Entry",
     "LoadedKeys",
+    "Parts",
     "Retention",
     "SaveMode",
     "Snapshot",
@@ -27,13 +38,20 @@ __all__ = [
     "classes_in",
     "decode",
     "encode",
+    "is_sharded",
     "latest_checkpoint",
     "list_checkpoints",
     "load_checkpoint",
     "load_weights",
     "match_keys",
+    "only_parts",
+    "part_of",
+    "place_as_part",
+    "place_like",
+    "place_tree",
     "register_class",
     "remove_checkpoint",
     "remove_rubbish",
     "save_checkpoint",
+    "without_parts",
 ]

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -12,10 +13,11 @@ from trainlab.checkpoint.forked import ForkedWrite, obstacle_to_fork
 from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints, remove_checkpoint
 from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_manifest, read_sequence
 from trainlab.checkpoint.retention import Entry, Retention, expired
-from trainlab.checkpoint.snapshot import Snapshot, Staging
+from trainlab.checkpoint.snapshot import Contents, Snapshot, Staging
+from trainlab.checkpoint.together import Channel, Together
 from trainlab.checkpoint.tree import decode
 from trainlab.checkpoint.writer import BeforeCommit, Files, Target, commit, write_files
-from trainlab.errors import CheckpointError
+from trainlab.errors import CheckpointError, InvalidValueError
 from trainlab.storage import Store, reached
 
 __all__ = ["MODES", "CheckpointWriter", "SaveMode", "Write"]
@@ -58,7 +60,11 @@ class Write:
 
 
 class CheckpointWriter:
-    """Writes the checkpoints of one run into a store that no other process writes to.
+    """Writes the checkpoints of one run into a store that no other process writes to but the run's own ranks.
+
+    Of several ranks each has one, and calls its methods as the others do: each writes its own files, and the first
+    rank, the chief, commits, numbers and removes checkpoints. They have the same outcome: all that is told of a write
+    once it is settled is the same on every rank, and that it is settled, if every rank waits for it.
 
     Args:
         store: the folder of the checkpoints.
@@ -71,7 +77,11 @@ class CheckpointWriter:
         whole: the checkpoint that was found whole, if one was. If it is the newest, what a process that was killed
             right after it did not come to remove is removed now. Default None.
         before_publish: called when the data of a checkpoint is durable, before it is committed; an ``OSError`` that it
-            raises is one of the checkpoint. Default: nothing.
+            raises is one of the checkpoint. Default: nothing. On the chief only.
+        channel: to the writers of the other ranks, used by one thread at a time. Making the writer then is a collective
+            call. Default: none, for one process.
+        rank: this rank; default 0.
+        ranks: how many there are; default 1.
 
     Raises:
         CheckpointError: the store cannot be read.
@@ -88,7 +98,13 @@ class CheckpointWriter:
         pinned: bool = False,
         whole: Path | str | None = None,
         before_publish: Callable[[], None] = lambda: None,
+        channel: Channel | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
+        if ranks > 1 and channel is None:
+            raise InvalidValueError(f"Several ranks write checkpoints through a channel. Received: {ranks} and none.")
+        self._together = Together(channel, rank, ranks) if channel is not None and ranks > 1 else None
         self._store = store
         self._mode = mode
         self._retention = retention
@@ -98,25 +114,30 @@ class CheckpointWriter:
         self._staging = Staging(pinned=pinned)
         self._reserving: threading.Thread | None = None
         self._aborted = threading.Event()
-        self._entries, self._last_sequence = _found(store)
-        # Nobody else writes here, so that the store need not be asked again while training waits.
-        self._taken = set(store.folders())
+        self._entries: dict[str, Entry] = {}
+        self._last_sequence = 0
+        self._taken: set[str] = set()
+        # Of several ranks the chief alone knows more than the names.
+        look = partial(self._look, whole)
+        self._names = look() if self._together is None else self._together.agree(look)
         self._in_flight: Write | None = None
         self._told_no_fork = False
         self._child: ForkedWrite | None = None
-        newest = max(self._entries.values(), key=lambda entry: entry.sequence, default=None)
-        if newest is not None and newest.sequence == self._last_sequence and self.location(newest.name) == whole:
-            self._remove_expired()
 
     @property
     def names(self) -> list[str]:
         """The names of the checkpoints that are durable."""
-        return list(self._entries)
+        return list(self._names)
 
     @property
     def is_busy(self) -> bool:
         """Whether a checkpoint is being written."""
         return self._in_flight is not None and not self._in_flight.is_done
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a write is done, or has failed, and not settled yet: each rank sees it at another time."""
+        return self._in_flight is not None and self._in_flight.is_done
 
     def location(self, name: str) -> Path | str:
         """Give what opens a checkpoint.
@@ -130,7 +151,7 @@ class CheckpointWriter:
         return self._store.location(name)
 
     def next_name(self, batches_trained: int) -> str:
-        """Give the name that the next checkpoint gets.
+        """Give the name that the next checkpoint gets. Of several ranks the chief asks, and tells the others.
 
         Args:
             batches_trained: how many batches were trained.
@@ -160,7 +181,8 @@ class CheckpointWriter:
         Args:
             snapshot: what to write; its tensors may change once this returns.
             entry: what retention has to know of it, with the name that ``next_name`` gave; its sequence is set here.
-            before_commit: called with a local folder of the data; makes this wait. Default None.
+            before_commit: called with a local folder of the data; makes this wait. Default None. Of several ranks only
+                the chief calls it.
             wait: whether to return only when it is done; nothing is copied then.
 
         Returns:
@@ -173,12 +195,9 @@ class CheckpointWriter:
         work = self._work_beside(snapshot, target) if beside else None
         self._in_flight = write  # not before: an error of the copy is raised, and no write is there to be settled
         if work is None:
-            contents = snapshot.contents()
-            self._finish(write, snapshot, lambda: write_files(target, contents, before_commit=before_commit))
+            self._finish(write, self._work(snapshot, target, snapshot.contents(), before_commit=before_commit))
             return write
-        threading.Thread(
-            target=self._finish, args=(write, snapshot, work), name="trainlab-checkpoint", daemon=True
-        ).start()
+        threading.Thread(target=self._finish, args=(write, work), name="trainlab-checkpoint", daemon=True).start()
         return write
 
     def settle(self, *, wait: bool = False) -> Write | None:
@@ -220,10 +239,54 @@ class CheckpointWriter:
             return str(error)
         return None
 
-    def _work_beside(self, snapshot: Snapshot, target: Target) -> Callable[[], Files] | None:
+    def _work(
+        self,
+        snapshot: Snapshot,
+        target: Target,
+        contents: Contents,
+        *,
+        before_commit: BeforeCommit | None = None,
+        is_aborted: Callable[[], bool] = lambda: False,
+    ) -> Callable[[Write], None]:
+        """What makes a checkpoint of its bytes."""
+        if self._together is None:
+            written = partial(write_files, target, contents, before_commit=before_commit, is_aborted=is_aborted)
+            return partial(self._commit, snapshot, written)
+        together = self._together
+
+        def work(write: Write) -> None:
+            self._names = together.write(
+                target,
+                snapshot,
+                contents,
+                before_commit=before_commit,
+                before_publish=self._before_publish,
+                is_aborted=is_aborted,
+                after_commit=lambda: self._note(write),
+            )
+
+        return work
+
+    def _commit(self, snapshot: Snapshot, written: Callable[[], Files], write: Write) -> None:
+        files = written()
+        reached("data durable")
+        commit(write.target, snapshot, files, before_publish=self._before_publish)
+        self._note(write)
+
+    def _note(self, write: Write) -> list[str]:
+        """Take note of a checkpoint that is there, and remove those that are no longer kept; the names of the rest."""
+        reached("committed")
+        self._last_sequence = write.target.sequence
+        self._entries[write.entry.name] = write.entry
+        self._remove_expired()
+        self._names = list(self._entries)
+        return self._names
+
+    def _work_beside(self, snapshot: Snapshot, target: Target) -> Callable[[Write], None] | None:
         """Copy the tensors, and say what a thread has to do to have the files written; None without memory for it."""
         if self._mode == "fork":
-            obstacle = obstacle_to_fork(snapshot, target)
+            several = "several processes write them together"
+            obstacle = obstacle_to_fork(snapshot, target) if self._together is None else several
             if obstacle is None:
                 try:
                     self._child = ForkedWrite(target, snapshot)
@@ -231,7 +294,7 @@ class CheckpointWriter:
                     obstacle = f"the process cannot be forked ({error.strerror})"
                 else:
                     reached("forked")
-                    return self._child.result
+                    return partial(self._commit, snapshot, self._child.result)
             if not self._told_no_fork:
                 logger.warning("Checkpoints are copied in memory instead of by a fork: %s.", obstacle)
                 self._told_no_fork = True
@@ -248,23 +311,27 @@ class CheckpointWriter:
             return None
         contents = snapshot.contents(self._staging.copy(snapshot))
         reached("staged")
-        return lambda: write_files(target, contents, is_aborted=self._aborted.is_set)
+        return self._work(snapshot, target, contents, is_aborted=self._aborted.is_set)
 
-    def _finish(self, write: Write, snapshot: Snapshot, work: Callable[[], Files]) -> None:
+    def _finish(self, write: Write, work: Callable[[Write], None]) -> None:
         try:
-            files = work()
-            reached("data durable")
-            commit(write.target, snapshot, files, before_publish=self._before_publish)
-            reached("committed")
-            self._last_sequence = write.target.sequence
-            self._entries[write.entry.name] = write.entry
-            self._remove_expired()
+            work(write)
         except BaseException as error:  # it is raised where the write is settled
             write.error = error
             if not isinstance(error, Exception):
                 raise
         finally:
             write._done.set()
+
+    def _look(self, whole: Path | str | None) -> list[str]:
+        """Look at what is there, and remove what a killed process did not come to; the names of the checkpoints."""
+        self._entries, self._last_sequence = _found(self._store)
+        # Nobody else writes here, so that the store need not be asked again while training waits.
+        self._taken = set(self._store.folders())
+        newest = max(self._entries.values(), key=lambda entry: entry.sequence, default=None)
+        if newest is not None and newest.sequence == self._last_sequence and self.location(newest.name) == whole:
+            self._remove_expired()
+        return list(self._entries)
 
     def _remove_expired(self) -> None:
         chosen = expired(

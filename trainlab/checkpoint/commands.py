@@ -11,7 +11,6 @@ from trainlab.checkpoint.layout import NAME, split_location
 from trainlab.checkpoint.manifest import FORMAT, LARGEST_MANIFEST, MANIFEST, read_manifest, read_sequence
 from trainlab.checkpoint.reader import Checkpoint
 from trainlab.checkpoint.retention import Entry
-from trainlab.checkpoint.tensor_file import read_forms
 from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointNotFoundError
 from trainlab.storage import Store, open_store
 
@@ -140,7 +139,10 @@ def describe(place: Place) -> dict[str, Any]:
     with Checkpoint.open_in(store, name, verify=False) as checkpoint:
         manifest = read_manifest(store.read(f"{name}/{MANIFEST}", LARGEST_MANIFEST), str(checkpoint.path))
         weights: dict[str, dict[str, Any]] = {
-            role: {model: {"file": file, "tensors": _tensors_in(checkpoint, store, file)} for model, file in of.items()}
+            role: {
+                model: {"file": file, "tensors": _tensors_in(checkpoint.stored_forms(role, model))}
+                for model, file in of.items()
+            }
             for role, of in manifest.weights.items()
         }
         return {
@@ -150,6 +152,7 @@ def describe(place: Place) -> dict[str, Any]:
             "created": checkpoint.created,
             "trial_class": checkpoint.trial_class,
             "size": checkpoint.size,
+            "ranks": checkpoint.ranks,
             "progress": checkpoint.progress,
             "hparams": checkpoint.hparams,
             "exp_conf": checkpoint.exp_conf,
@@ -205,11 +208,8 @@ def _has(store: Store, name: str) -> bool:
     return True
 
 
-def _tensors_in(checkpoint: Checkpoint, store: Store, file: str) -> dict[str, dict[str, Any]]:
-    """Key, dtype and shape of each tensor of a file, from its header; of tied ones also whose memory they share."""
-    entry = checkpoint.files[file]
-    with store.open(f"{checkpoint.name}/{file}", size=entry.size, checksum=entry.checksum) as opened:
-        forms = read_forms(opened, size=entry.size, name=f"{checkpoint.path}/{file}")
+def _tensors_in(forms: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Key, dtype and shape of each tensor; of tied ones also whose memory they share."""
     first: dict[int, str] = {}
     tensors: dict[str, dict[str, Any]] = {}
     for key, form in forms.items():

@@ -24,6 +24,7 @@ from trainlab.checkpoint.leaves import (
     fields,
     part,
 )
+from trainlab.checkpoint.parts import Parts
 from trainlab.checkpoint.tensor_forms import restored_sparse, restored_tensor
 from trainlab.errors import CheckpointDamagedError, CheckpointMismatchError
 
@@ -34,11 +35,11 @@ class Decoder:
     """Puts one tree together.
 
     Args:
-        tensors: The tensors by stored name.
+        tensors: The tensors by stored name; ``Parts`` stay what they are.
         classes: Classes whose members may be in the tree, by name, besides the registered ones.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], classes: Mapping[str, type]) -> None:
+    def __init__(self, tensors: "Mapping[str, torch.Tensor | Parts]", classes: Mapping[str, type]) -> None:
         self._tensors = tensors
         self._classes = classes
         self._path: list[Any] = []
@@ -99,7 +100,9 @@ class Decoder:
 
     def _inner(self, node: Any, *tags: str) -> Any:
         check(isinstance(node, dict) and "$" in node, f"where there must be a {tags[0]}, there is none")
-        return self._tagged(node, *tags)
+        made = self._tagged(node, *tags)
+        check(not isinstance(made, Parts), "a tensor that is a part of another value lies in parts")
+        return made
 
     def _down(self, values: Any, step: Any = "") -> list[Any]:
         check(len(self._path) < DEEPEST or not values, f"it is nested more than {DEEPEST} deep")
@@ -142,7 +145,7 @@ class Decoder:
 
     def _hashed(self, node: Any, hashes: Counter[int]) -> Any:
         value = self._value(node)
-        check(not isinstance(value, torch.Tensor), "a tensor is a key or an element of a set")
+        check(not isinstance(value, torch.Tensor | Parts), "a tensor is a key or an element of a set")
         number = hash(value)
         hashes[number] += 1
         # Looking up one costs as much as there are of the same hash: made on purpose, a file would take hours.
@@ -182,10 +185,14 @@ class Decoder:
             self._made[key] = make()
         return self._made[key]
 
-    def _tensor(self, node: Node) -> torch.Tensor:
+    def _tensor(self, node: Node) -> "torch.Tensor | Parts":
         name = part(node["v"], str)
         check(name in self._tensors, f"the tensor {name[:200]!r} is missing")
-        return self._once(node, lambda: restored_tensor(self._tensors[name], node))
+        found = self._tensors[name]
+        if isinstance(found, Parts):
+            check(node.keys() == {"$", "v"}, f"the tensor {name[:200]!r} lies in parts and has another form")
+            return found
+        return self._once(node, lambda: restored_tensor(found, node))
 
     def _sparse(self, node: Node) -> torch.Tensor:
         self._down(node)

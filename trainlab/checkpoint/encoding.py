@@ -23,6 +23,8 @@ from trainlab.checkpoint.leaves import (
     is_plain,
     str_node,
 )
+from trainlab.checkpoint.parts import Box
+from trainlab.checkpoint.sharding import is_sharded, part_of, shared_key
 from trainlab.checkpoint.tensor_forms import memory_key, storable, tensor_fields
 from trainlab.errors import CheckpointError
 
@@ -55,13 +57,17 @@ class Encoder:
 
     Args:
         classes: Classes whose members may be in it, by name, besides the registered ones.
+        takes_parts: Whether DTensors may be in it, of which the part is stored that this rank is to save. Default not.
 
     Attributes:
         tensors: What was found, by stored name.
+        parts: Of those that are parts of larger ones the place in it, and the sizes of the whole.
     """
 
-    def __init__(self, classes: Mapping[str, type]) -> None:
+    def __init__(self, classes: Mapping[str, type], *, takes_parts: bool = False) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
+        self.parts: dict[str, tuple[Box, tuple[int, ...]]] = {}
+        self._takes_parts = takes_parts
         self._classes = classes
         # Where it is: texts for keys, pairs for everything else; ``path_text`` tells which.
         self._path: list[Any] = []
@@ -69,6 +75,9 @@ class Encoder:
         # By address; the tensors are kept, for an address tells them apart only as long as they live.
         self._stored: dict[int, list[tuple[torch.Tensor, str]]] = {}
         self._checked: dict[type, tuple[str, str, tuple[str, ...]]] = {}
+        # By what tells the same one; with what keeps the memory from becoming another's.
+        self._sharded: dict[Any, tuple[torch.Tensor, str]] = {}
+        self._part_names: set[str] = set()
 
     def encode(self, tree: Any) -> Any:
         """Make the structure.
@@ -103,6 +112,8 @@ class Encoder:
         cls = type(value)
         if issubclass(cls, np.generic):
             return numpy_node(value)
+        if self._takes_parts and is_sharded(value):
+            return self._part(value)
         if kind_of(cls) is None:
             what = "(a subclass of Tensor)" if issubclass(cls, torch.Tensor) else ""
             raise Unstorable(type(value), what)
@@ -222,13 +233,36 @@ class Encoder:
         for other, name in there:
             if other is value or (value.numel() and memory_key(other) == memory_key(value)):
                 return name
+        name = self._free_name()
+        there.append((value, name))
+        self.tensors[name] = storable(value)
+        return name
+
+    def _part(self, value: torch.Tensor) -> Node:
+        """A tensor of which each rank has a part: all of them give it the same name, by the place that it is at."""
+        if self._is_hashed:
+            raise Unstorable(type(value), "as a key or an element of a set", "Use a name or a number as the key")
+        part = part_of(value)
+        if not value.numel():
+            return self._tensor(torch.empty(value.shape, dtype=value.dtype))
+        tensor_fields(part.local)
+        key = shared_key(value)
+        if key in self._sharded:
+            return {"$": "tensor", "v": self._sharded[key][1]}
+        name = self._free_name()
+        self._sharded[key] = (part.local, name)
+        self._part_names.add(name)
+        if part.is_mine:
+            self.tensors[name] = part.local
+            self.parts[name] = (Box(part.offset, tuple(part.local.shape)), part.shape)
+        return {"$": "tensor", "v": name}
+
+    def _free_name(self) -> str:
         name = path_text(self._path) or "value"
         if not name.isascii():
             name = name.encode("utf-8", "backslashreplace").decode()  # no file holds a lone surrogate
-        if name in self.tensors or name == "__metadata__":
-            name = free_name(name, self.tensors)
-        there.append((value, name))
-        self.tensors[name] = storable(value)
+        if name in self.tensors or name in self._part_names or name == "__metadata__":
+            name = free_name(name, {*self.tensors, *self._part_names})
         return name
 
 

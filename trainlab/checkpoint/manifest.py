@@ -40,7 +40,7 @@ STATE_TENSORS = "state.safetensors"
 LARGEST_MANIFEST = 64 * 2**20
 
 _TOLD = ("progress", "trial_class", "hparams", "exp_conf", "versions")
-_KEYS = {"format", "format_version", "sequence", "created", "files", "weights", "state", *_TOLD}
+_KEYS = {"format", "format_version", "sequence", "created", "files", "weights", "state", "ranks", *_TOLD}
 # A number that every language's 64 bits hold.
 _BEYOND = 2**63
 LARGEST_SEQUENCE = _BEYOND - 1
@@ -74,6 +74,8 @@ class Manifest:
         files: every file but the manifest, by name.
         weights: the files' names by role and by the model's name.
         state: the files' names of the state's ``structure`` and ``tensors``.
+        ranks: of each further rank that wrote it, from the second on: the names of its files, as ``weights`` and
+            ``state``.
         progress: the run's counters, encoded.
         trial_class: the Trial's class, as ``module:Name``.
         hparams: the hyperparameters, encoded.
@@ -86,6 +88,7 @@ class Manifest:
     files: dict[str, FileEntry]
     weights: dict[str, dict[str, str]]
     state: dict[str, str]
+    ranks: list[dict[str, Any]]
     progress: dict[str, Any]
     trial_class: str
     hparams: Any
@@ -265,14 +268,21 @@ def _wrong_in_files(files: Any) -> str:
 
 def _wrong_in_use(content: dict[str, Any]) -> str:
     """No file is used twice, so that what is read is never more than what is there."""
-    files, state, weights = content["files"], content["state"], content["weights"]
-    if not isinstance(state, dict) or state.keys() != {"structure", "tensors"}:
-        return "it does not name the files of the state"
-    if not isinstance(weights, dict) or not all(isinstance(models, dict) for models in weights.values()):
-        return "it does not name the files of the weights"
-    used = [*state.values(), *(file for models in weights.values() for file in models.values())]
+    files, ranks, used = content["files"], content["ranks"], []
+    if not isinstance(ranks, list) or not all(isinstance(o, dict) and o.keys() == {"weights", "state"} for o in ranks):
+        return "it does not list the files of further ranks"
+    for state, weights in [(of["state"], of["weights"]) for of in (content, *ranks)]:
+        if not isinstance(state, dict) or state.keys() != {"structure", "tensors"}:
+            return "it does not name the files of the state"
+        if not isinstance(weights, dict) or not all(isinstance(models, dict) for models in weights.values()):
+            return "it does not name the files of the weights"
+        used += [*state.values(), *(file for models in weights.values() for file in models.values())]
     if not all(isinstance(name, str) and name in files for name in used):
         return "it does not name the files of the state and the weights among its files"
+    own = {(role, model) for role, models in content["weights"].items() for model in models}
+    others = {(role, model) for of in ranks for role, models in of["weights"].items() for model in models}
+    if not others <= own:
+        return "a further rank has weights of a model that there is not"
     return "it uses a file twice" if len(set(used)) != len(used) else ""
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 
+from trainlab.checkpoint.parts import Parts
 from trainlab.errors import CheckpointMismatchError
 
 __all__ = ["KeyDifferences", "compare_keys", "match_keys", "shown"]
@@ -28,7 +29,7 @@ class KeyDifferences(NamedTuple):
     retyped: list[str]
 
 
-def compare_keys(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> KeyDifferences:
+def compare_keys(expected: Mapping[str, torch.Tensor], found: "Mapping[str, torch.Tensor | Parts]") -> KeyDifferences:
     """Compare two state dicts by their keys, shapes and dtypes.
 
     Args:
@@ -51,7 +52,7 @@ def compare_keys(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch
 
 
 def match_keys(
-    expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str, *, dtypes: bool = True
+    expected: Mapping[str, torch.Tensor], found: "Mapping[str, torch.Tensor | Parts]", what: str, *, dtypes: bool = True
 ) -> None:
     """Check that a state dict has the keys, shapes and dtypes that are wanted.
 

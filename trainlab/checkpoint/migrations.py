@@ -6,7 +6,7 @@ from typing import Any
 __all__ = ["FORMAT_VERSION", "MIGRATIONS", "migrate"]
 
 # The version that is written.
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 def migrate(content: dict[str, Any]) -> dict[str, Any]:
@@ -42,5 +42,12 @@ def _from_1_to_2(content: dict[str, Any]) -> dict[str, Any]:
     return {**rest, "files": files}
 
 
+def _from_2_to_3(content: dict[str, Any]) -> dict[str, Any]:
+    """One process wrote all of it."""
+    if "ranks" in content:
+        raise ValueError("it tells of other ranks")
+    return {**content, "ranks": []}
+
+
 # By the version that is left behind.
-MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1_to_2}
+MIGRATIONS: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {1: _from_1_to_2, 2: _from_2_to_3}

@@ -23,7 +23,10 @@ from trainlab.checkpoint.manifest import (
     read_manifest,
 )
 from trainlab.checkpoint.matching import shown
-from trainlab.checkpoint.tensor_file import read_tensors
+from trainlab.checkpoint.part_files import PartFiles
+from trainlab.checkpoint.parts import Parts
+from trainlab.checkpoint.sharding import is_sharded, place_tree
+from trainlab.checkpoint.tensor_file import read_unless_parts
 from trainlab.checkpoint.tree import decode
 from trainlab.errors import (
     CheckpointDamagedError,
@@ -60,6 +63,7 @@ class Checkpoint:
         exp_conf: The experiment's configuration.
         versions: The versions of what wrote it, by name.
         models: The names of the models whose weights it holds, by role.
+        ranks: How many ranks wrote it.
         files: Size and checksum of each of its files but the manifest, by name.
         size: The bytes of all of them.
     """
@@ -77,11 +81,14 @@ class Checkpoint:
         self.hparams: Any = self._told(manifest.hparams)
         self.exp_conf: Any = self._told(manifest.exp_conf)
         self.versions: dict[str, Any] = self._told(manifest.versions, dict)
-        self._weights = manifest.weights
-        self._state = manifest.state
+        self.ranks = 1 + len(manifest.ranks)
+        self._weights = [manifest.weights, *(of["weights"] for of in manifest.ranks)]
+        self._state = [manifest.state, *(of["state"] for of in manifest.ranks)]
         self._store = store
         self._release = release
         self._verified: set[str] = set()
+        # Made when it is needed: it refers to this object, which otherwise ends when nobody uses it any more.
+        self._made_part_files: PartFiles | None = None
 
     @classmethod
     def open(
@@ -154,41 +161,99 @@ class Checkpoint:
                 raise
         return checkpoint
 
-    def weights(self, role: str = "model", names: Collection[str] | None = None) -> dict[str, dict[str, torch.Tensor]]:
+    def weights(
+        self,
+        role: str = "model",
+        names: Collection[str] | None = None,
+        *,
+        like: Mapping[str, Mapping[str, torch.Tensor]] | None = None,
+    ) -> dict[str, dict[str, torch.Tensor]]:
         """Read weights. The files are compared with their checksums on the way.
 
         Args:
             role: Which; default "model".
             names: The models' names. Default: all, see ``models``.
+            like: State dicts by the models' names. Where one has a DTensor of the same shape this rank's part of the
+                weight is read, whatever the ranks that saved it, and comes as such a DTensor. Default none.
 
         Returns:
-            State dicts by the models' names, on the CPU. Tied tensors are tied again.
+            State dicts by the models' names, whole and on the CPU but for those that are ``like`` others. Tied tensors
+            are tied again.
 
         Raises:
             CheckpointMismatchError: The checkpoint holds no weights of this role, or of such a name.
             CheckpointDamagedError: A file is not what was written.
             CheckpointError: A file cannot be read.
         """
-        if role not in self._weights:
+        placed = {}
+        with self._closing_files():
+            for name in self._models(role, names):
+                expected = {} if like is None else like.get(name, {})
+                stored = self._stored_weights(role, name, in_parts=any(map(is_sharded, expected.values())))
+                placed[name] = self._placed(stored, expected)
+        return placed
+
+    def stored_weights(
+        self, role: str = "model", names: Collection[str] | None = None
+    ) -> "dict[str, dict[str, torch.Tensor | Parts]]":
+        """Give weights of which those that several ranks saved are read only when they are asked for.
+
+        Args:
+            role: Which; default "model".
+            names: The models' names. Default: all, see ``models``.
+
+        Returns:
+            State dicts as of ``weights``, with ``Parts`` in them.
+
+        Raises:
+            CheckpointMismatchError: The checkpoint holds no weights of this role, or of such a name.
+            CheckpointDamagedError: A file is not what was written.
+            CheckpointError: A file cannot be read.
+        """
+        return {name: self._stored_weights(role, name) for name in self._models(role, names)}
+
+    def stored_forms(self, role: str, name: str) -> dict[str, Parts]:
+        """Tell the shapes and dtypes of weights, of which nothing is read.
+
+        Args:
+            role: Which.
+            name: The model's name.
+
+        Returns:
+            Handles by key; tied ones are one object.
+
+        Raises:
+            CheckpointDamagedError: A file is not what was written.
+            CheckpointError: A file cannot be read.
+        """
+        with self._closing_files():
+            shared, alone = self._part_files.found(self._weights[0][role][name], self._files_of_others(role, name))
+        return {**alone, **shared}
+
+    def _models(self, role: str, names: Collection[str] | None) -> list[str]:
+        if role not in self._weights[0]:
             raise CheckpointMismatchError(
                 f"The checkpoint {self.path} holds no weights of this role. Received: {role!r}. "
-                f"It holds: {', '.join(map(repr, self._weights)) or 'none'}."
+                f"It holds: {', '.join(map(repr, self._weights[0])) or 'none'}."
             )
-        files = self._weights[role]
+        files = self._weights[0][role]
         unknown = [name for name in names or () if name not in files]
         if unknown:
             raise CheckpointMismatchError(
                 f"The checkpoint {self.path} holds no {role} of this name. Received: {unknown[0]!r}. "
                 f"It holds: {', '.join(map(repr, files)) or 'none'}."
             )
-        return {name: self._read_tensors(file) for name, file in files.items() if names is None or name in names}
+        return [name for name in files if names is None or name in names]
 
-    def state(self, classes: Mapping[str, type] | None = None) -> Any:
+    def state(self, classes: Mapping[str, type] | None = None, rank: int = 0, *, whole: bool = False) -> Any:
         """Read everything else that was saved. The files are compared with their checksums on the way.
 
         Args:
             classes: The enums, named tuples and dataclasses that it may hold, see ``decode``. Default: those that are
                 registered.
+            rank: Whose: the first rank's is the run's, another's is what that rank had of its own. Default 0.
+            whole: Whether to read tensors that were DTensors whole. Default False: there are ``Parts`` in their place,
+                whose data is read when it is asked for, until the checkpoint is closed.
 
         Returns:
             The tree that was saved, its tensors on the CPU.
@@ -196,30 +261,48 @@ class Checkpoint:
         Raises:
             CheckpointDamagedError: A file is not what was written.
             CheckpointError: A file cannot be read, or holds something of a class that is not known.
+            CheckpointMismatchError: Not so many ranks wrote it.
         """
-        structure, tensors = self._state["structure"], self._state["tensors"]
+        if not 0 <= rank < self.ranks:
+            raise CheckpointMismatchError(
+                f"The checkpoint {self.path} was written by {self.ranks} ranks. Received: rank {rank}. "
+                f"Pass one from 0 to {self.ranks - 1}."
+            )
+        structure, tensors = self._state[rank]["structure"], self._state[rank]["tensors"]
         content = self._read(structure, _read_content)
         with _readable(str(self.path)):
             try:
                 parsed = parse_json(content)
             except ValueError as error:
                 raise damaged(str(self.path), structure, str(error)) from error
-            return self._decoded(parsed, self._read_tensors(tensors), classes)
+            others = [of["tensors"] for number, of in enumerate(self._state) if number != rank]
+            with self._closing_files():
+                stored = self._stored(tensors, others)
+                return self._decoded(parsed, self._placed(stored, {}) if whole else stored, classes)
 
     def verify(self) -> None:
         """Compare every file with its checksum, except for those that were compared when they were read.
+
+        Of tensors that several ranks saved the parts are looked at, too: together they have to be the whole.
 
         Raises:
             CheckpointDamagedError: A file is not what was written.
             CheckpointError: A file cannot be read.
         """
         for name in self.files:
-            if name not in self._verified:
-                self._read(name, _read_through)
+            self._verify_file(name)
+        if self.ranks > 1:
+            with self._closing_files():
+                own, *others = [of["tensors"] for of in self._state]
+                self._part_files.found(own, others)
+                for role, models in self._weights[0].items():
+                    for name, file in models.items():
+                        self._part_files.found(file, self._files_of_others(role, name))
 
     def close(self) -> None:
-        """Let the checkpoint be removed again. What was read stays."""
-        self._release()
+        """Let the checkpoint be removed again. What was read stays; ``Parts`` may not be read any more."""
+        with self._closing_files():
+            self._release()
 
     def __enter__(self) -> "Checkpoint":
         return self
@@ -236,7 +319,9 @@ class Checkpoint:
             raise damaged(str(self.path), MANIFEST, f"it tells a {type(decoded).__name__} and no {kind.__name__}")
         return decoded
 
-    def _decoded(self, encoded: Any, tensors: Mapping[str, torch.Tensor], classes: Mapping[str, type] | None) -> Any:
+    def _decoded(
+        self, encoded: Any, tensors: "Mapping[str, torch.Tensor | Parts]", classes: Mapping[str, type] | None
+    ) -> Any:
         try:
             return decode(encoded, tensors) if classes is None else decode(encoded, tensors, classes)
         except CheckpointError as error:
@@ -256,12 +341,92 @@ class Checkpoint:
         if strangers:
             _logger.warning("The checkpoint %s has files that are not part of it: %s.", where, shown(strangers))
 
-    def _read_tensors(self, name: str) -> dict[str, torch.Tensor]:
-        return self._read(
-            name, lambda file, entry, where: read_tensors(file, size=entry.size, checksum=entry.checksum, name=where)
-        )
+    @contextmanager
+    def _closing_files(self) -> Iterator[None]:
+        """Close at the end what was opened to be read in parts; it is opened again when it is needed."""
+        try:
+            yield
+        finally:
+            if self._made_part_files is not None:
+                self._made_part_files.close()
 
-    def _read(self, name: str, read: Callable[[BinaryIO, FileEntry, str], _Read]) -> _Read:
+    @property
+    def _part_files(self) -> PartFiles:
+        if self._made_part_files is None:
+            self._made_part_files = PartFiles(
+                str(self.path),
+                self.files,
+                opened=self._open_file,
+                verify=self._verify_file,
+                explained=self._explained,
+                reads_headers=self._store.is_local,
+            )
+        return self._made_part_files
+
+    def _files_of_others(self, role: str, name: str) -> list[str]:
+        return [of[role][name] for of in self._weights[1:] if name in of.get(role, {})]
+
+    def _stored_weights(self, role: str, name: str, *, in_parts: bool = False) -> "dict[str, torch.Tensor | Parts]":
+        own, others = self._weights[0][role][name], self._files_of_others(role, name)
+        return self._stored(own, others, in_parts=in_parts)
+
+    def _stored(self, own: str, others: list[str], *, in_parts: bool = False) -> "dict[str, torch.Tensor | Parts]":
+        """The tensors of a file, and the parts of tensors that are there or in the files of other ranks.
+
+        ``in_parts`` is for all of them, for one who wants less than the whole of each.
+        """
+        if not others and not in_parts:
+            read = self._read(
+                own,
+                lambda file, entry, where: read_unless_parts(
+                    file, size=entry.size, checksum=entry.checksum, name=where
+                ),
+                is_whole=lambda result: result is not None,
+            )
+            if read is not None:
+                return {**read}
+        shared, alone = self._part_files.found(own, others)
+        if in_parts:
+            return {**alone, **shared}
+        with _readable(str(self.path)):
+            whole = {id(parts): parts.whole() for parts in alone.values()}
+        return {**{name: whole[id(parts)] for name, parts in alone.items()}, **shared}
+
+    def _placed(
+        self, stored: "Mapping[str, torch.Tensor | Parts]", expected: Mapping[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        """Each tensor whole, or like the one of its name; tied ones are tied again."""
+        made: dict[Any, torch.Tensor] = {}
+        placed = {}
+        with _readable(str(self.path)):
+            for name, tensor in stored.items():
+                like = expected.get(name)
+                key = (id(tensor), getattr(like, "device_mesh", None), getattr(like, "placements", None))
+                if key not in made:
+                    made[key] = place_tree(tensor, like)
+                placed[name] = made[key]
+        return placed
+
+    def _verify_file(self, name: str) -> None:
+        if name not in self._verified:
+            self._read(name, _read_through)
+
+    def _open_file(self, name: str) -> BinaryIO:
+        entry = self.files[name]
+        return self._store.open(f"{self.name}/{name}", size=entry.size, checksum=entry.checksum)
+
+    @contextmanager
+    def _explained(self, name: str) -> Iterator[None]:
+        with _readable(str(self.path)), _of_file(self._store, str(self.path), name):
+            yield
+
+    def _read(
+        self,
+        name: str,
+        read: Callable[[BinaryIO, FileEntry, str], _Read],
+        *,
+        is_whole: Callable[[_Read], bool] = lambda result: True,
+    ) -> _Read:
         entry, file, where = self.files[name], f"{self.name}/{name}", str(self.path)
         with _readable(where), _of_file(self._store, where, name):
             try:
@@ -274,7 +439,8 @@ class Checkpoint:
                 self._store.forget(file, entry.checksum)
                 with self._store.open(file, size=entry.size, checksum=entry.checksum) as opened:
                     result = read(opened, entry, f"{where}/{name}")
-        self._verified.add(name)
+        if is_whole(result):
+            self._verified.add(name)
         return result
 
 

@@ -1,8 +1,10 @@
 """save_checkpoint and load_checkpoint: the format of checkpoints for those who write their training loop themselves."""
 
+import itertools
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,19 @@ from trainlab.checkpoint.encoding import path_text
 from trainlab.checkpoint.layout import split_location
 from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_sequence
 from trainlab.checkpoint.reader import Checkpoint
+from trainlab.checkpoint.sharding import only_parts
 from trainlab.checkpoint.snapshot import Snapshot
+from trainlab.checkpoint.together import Together
 from trainlab.checkpoint.writer import Target, commit, write_files
+from trainlab.distributed import DistributedContext, get_num_processes, init_distributed
 from trainlab.errors import CheckpointError, InvalidTypeError, InvalidValueError
 from trainlab.storage import Store, open_store
 
 __all__ = ["load_checkpoint", "save_checkpoint"]
 
 _ONLY_MODEL = "model"
+# Those of several ranks, which make them in the same order.
+_saves = itertools.count(1)
 
 
 def save_checkpoint(
@@ -37,6 +44,9 @@ def save_checkpoint(
 
     It is there whole and durable when this returns, or not at all. Nothing is ever overwritten. ``latest_checkpoint``
     looks only at folders named like ``batch-0000500``, ``python -m trainlab.checkpoint list`` at all.
+
+    With a process group of several ranks every rank calls this, and all have the same outcome: the first rank's state
+    and weights are saved, and of DTensors in them each rank saves its own part.
 
     Args:
         state: What to save: dicts, lists and tuples of plain data, tensors and arrays; of models, optimizers and the
@@ -55,14 +65,68 @@ def save_checkpoint(
             cannot; nothing of it is left then.
         InvalidTypeError: ``state`` holds an object in place of its state dict, or ``weights`` are none.
     """
-    models = _weights_of(weights)
-    try:
-        snapshot = Snapshot(weights={"model": models} if models else {}, state=state, details={"versions": _versions()})
-    except CheckpointError as error:
-        raise _told_to_pass_a_state_dict(state) or error from None
+    if get_num_processes() > 1:
+        return _save_together(state, path, weights, storage_options, init_distributed())
+    snapshot = _laid_out(state, weights)
     parent, name = split_location(path)
     store = open_store(parent, storage_options)
-    target = Target(store, name, _next_sequence(store))
+    return _written(Target(store, name, _next_sequence(store)), snapshot)
+
+
+def _save_together(
+    state: Any,
+    path: str | os.PathLike[str],
+    weights: Any,
+    storage_options: Mapping[str, Any] | None,
+    context: DistributedContext,
+) -> Path | str:
+    """As ``save_checkpoint``, of several ranks: what goes wrong on one is raised on all."""
+    rank, ranks = context.rank, context.size
+    snapshot, error = None, None
+    try:
+        snapshot = _laid_out(only_parts(state) if rank else state, weights, rank=rank, ranks=ranks)
+        parent, name = split_location(path)
+        store = open_store(parent, storage_options)
+    except Exception as raised:
+        error = raised
+    told: list[dict[str, Any]] = context.exchange.allgather(
+        {"error": "" if error is None else str(error), "parts": snapshot is not None and bool(snapshot.told_parts())}
+    )
+    if error is not None or snapshot is None:
+        raise error or CheckpointError("A checkpoint cannot be laid out.")
+    failed = [(number, one["error"]) for number, one in enumerate(told) if one["error"]]
+    if failed:
+        raise CheckpointError(f"Rank {failed[0][0]}: {failed[0][1]}")
+    sequence = context.on_chief(lambda: _next_sequence(store))
+    target, laid_out = Target(store, name, sequence), snapshot
+    if not any(one["parts"] for one in told):
+        context.on_chief(lambda: _written(target, laid_out))
+        return target.location
+    # A write takes as long as it takes, and an exchange has a time limit.
+    with closing(context.channel(f"save_checkpoint {next(_saves)}")) as channel:
+        Together(channel, rank, ranks).write(
+            target,
+            snapshot,
+            snapshot.contents(),
+            before_commit=None,
+            before_publish=lambda: None,
+            is_aborted=lambda: False,
+            after_commit=list,
+        )
+    return target.location
+
+
+def _laid_out(state: Any, weights: Any, *, rank: int = 0, ranks: int = 1) -> Snapshot:
+    models = _weights_of(weights)
+    named = {"model": models} if models else {}
+    try:
+        return Snapshot(weights=named, state=state, details={"versions": _versions()}, rank=rank, ranks=ranks)
+    except CheckpointError as error:
+        raise _told_to_pass_a_state_dict(state) or error from None
+
+
+def _written(target: Target, snapshot: Snapshot) -> Path | str:
+    """Write a checkpoint of one process."""
     try:
         files = write_files(target, snapshot.contents())
     except CheckpointError as error:
@@ -105,7 +169,7 @@ def load_checkpoint(
     """
     device = None if map_location is None else _device(map_location)
     with Checkpoint.open(path, verify=False, storage_options=storage_options) as checkpoint:
-        state = checkpoint.state()
+        state = checkpoint.state(whole=True)
     if device is not None:
         _move(state, device)
     return state

@@ -9,12 +9,15 @@ from typing import Any
 import torch
 
 from trainlab.checkpoint.classes import kind_of
+from trainlab.checkpoint.encoding import Encoder
 from trainlab.checkpoint.manifest import STATE_STRUCTURE, STATE_TENSORS
+from trainlab.checkpoint.parts import Box
+from trainlab.checkpoint.sharding import is_sharded, part_of
 from trainlab.checkpoint.tensor_file import TensorFile
 from trainlab.checkpoint.tree import encode, free_name
 from trainlab.errors import CheckpointError, InvalidValueError
 
-__all__ = ["Contents", "Snapshot", "Staging"]
+__all__ = ["Contents", "Snapshot", "Staging", "folder_of_rank"]
 
 Weights = Mapping[str, Mapping[str, Mapping[str, torch.Tensor]]]
 # The files of a checkpoint by name, each with its bytes in pieces.
@@ -39,10 +42,18 @@ class Snapshot:
             and ``versions``. Values that are no data are written as their ``str``.
         classes: The enums, named tuples and dataclasses that ``state`` may hold, see ``encode``. Default: those that
             are registered.
+        rank: Whose content it is, of a run of several processes. Default 0.
+        ranks: How many they are. Of DTensors, which may stand anywhere in ``weights`` and ``state``, each rank lays out
+            the part that it is to save; all give the same models in the same order. The first rank's weights and state
+            are those of the run. On another rank ``weights`` are left out but for DTensors, and ``state`` is what it
+            has of its own and, at the same places as on the first rank, what ``only_parts`` keeps of the first's.
+            Default 1.
 
     Attributes:
         told: The details, as they stand in the manifest.
-        weights: The file names by role and model.
+        weights: The file names by role and model; of a rank but the first only of those of which it has a part.
+        state: The file names of the state's ``structure`` and ``tensors``.
+        folder: The folder that the names begin with: ``rank-1/``, empty for the first rank.
 
     Raises:
         CheckpointError: ``state`` or ``weights`` hold what a checkpoint cannot.
@@ -56,11 +67,25 @@ class Snapshot:
         state: Any,
         details: Mapping[str, Any],
         classes: Mapping[str, type] | None = None,
+        rank: int = 0,
+        ranks: int = 1,
     ) -> None:
-        self._structure, tensors = encode(state, classes)
+        if not 0 <= rank < ranks:
+            raise InvalidValueError(f"A rank is one of 0 to {ranks - 1}. Received: {rank}.")
+        self.rank, self.ranks = rank, ranks
+        self.folder = folder_of_rank(rank)
+        encoder = Encoder(classes or {}, takes_parts=True)
+        self._structure = encoder.encode(state)
         self.told = _told(details)
-        self.weights, files = _named(weights)
-        self._files = {file: TensorFile(tensors) for file, tensors in {**files, STATE_TENSORS: tensors}.items()}
+        named, files = _named(weights)
+        laid_out = {file: _laid_out(tensors, is_first=rank == 0) for file, tensors in files.items()}
+        self._files = {f"{self.folder}{file}": laid for file, laid in laid_out.items() if laid is not None}
+        self.weights = {
+            role: {name: f"{self.folder}{file}" for name, file in of.items() if laid_out[file] is not None}
+            for role, of in named.items()
+        }
+        self.state = {"structure": f"{self.folder}{STATE_STRUCTURE}", "tensors": f"{self.folder}{STATE_TENSORS}"}
+        self._files[self.state["tensors"]] = TensorFile(encoder.tensors, encoder.parts)
 
     @property
     def files(self) -> list[TensorFile]:
@@ -85,7 +110,22 @@ class Snapshot:
         contents: Contents = [
             (name, file.pieces(section)) for (name, file), section in zip(self._files.items(), staged, strict=True)
         ]
-        return [*contents, (STATE_STRUCTURE, self._structure_pieces())]
+        return [*contents, (self.state["structure"], self._structure_pieces())]
+
+    def told_parts(self) -> dict[str, dict[str, list[Any]]]:
+        """Tell which parts of tensors the files hold.
+
+        Returns:
+            By the file's name on the first rank and by the tensor's: offset, shape, the whole's shape, and dtype.
+        """
+        return {
+            name.removeprefix(self.folder): {
+                part: [list(box.offset), list(box.shape), list(whole), str(dtype)]
+                for part, (box, whole, dtype) in file.parts.items()
+            }
+            for name, file in self._files.items()
+            if file.parts
+        }
 
     def _structure_pieces(self) -> Iterator[memoryview]:
         texts, length = [], 0
@@ -196,6 +236,35 @@ def _named(weights: Weights) -> tuple[dict[str, dict[str, str]], dict[str, Mappi
             names[role][name] = f"{stem}.safetensors"
             files[f"{stem}.safetensors"] = tensors
     return names, files
+
+
+def folder_of_rank(rank: int) -> str:
+    """The beginning of the names of a rank's files.
+
+    Args:
+        rank: The rank.
+
+    Returns:
+        ``rank-1/``; empty for the first.
+    """
+    return f"rank-{rank}/" if rank else ""
+
+
+def _laid_out(tensors: Mapping[str, torch.Tensor], *, is_first: bool) -> TensorFile | None:
+    """A file of weights; None if this rank has nothing to save in it."""
+    if not any(is_sharded(tensor) for tensor in tensors.values()):
+        return TensorFile(tensors) if is_first else None
+    stored: dict[str, torch.Tensor] = {}
+    parts: dict[str, tuple[Box, tuple[int, ...]]] = {}
+    for name, tensor in tensors.items():
+        if is_sharded(tensor) and tensor.numel():
+            part = part_of(tensor)
+            if part.is_mine:
+                stored[name] = part.local
+                parts[name] = (Box(part.offset, tuple(part.local.shape)), part.shape)
+        elif is_first:
+            stored[name] = torch.empty(tensor.shape, dtype=tensor.dtype) if is_sharded(tensor) else tensor
+    return TensorFile(stored, parts) if is_first or stored else None
 
 
 def _told(details: Mapping[str, Any]) -> dict[str, Any]:

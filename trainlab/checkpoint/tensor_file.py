@@ -12,18 +12,27 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import torch
 from torch.nn.parameter import is_lazy
 
 from trainlab.checkpoint.json_text import parse_json
-from trainlab.checkpoint.tree import memory_key
-from trainlab.errors import CheckpointDamagedError, CheckpointError
+from trainlab.checkpoint.parts import Box
+from trainlab.checkpoint.tensor_forms import memory_key
+from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError
 from trainlab.storage import Checksum
 
-__all__ = ["TensorFile", "read_forms", "read_tensors"]
+__all__ = [
+    "Stored",
+    "TensorFile",
+    "TensorIndex",
+    "read_index",
+    "read_rows",
+    "read_tensors",
+    "read_unless_parts",
+]
 
 _NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -71,17 +80,26 @@ class TensorFile:
             others are named in the file's metadata, ``aliases``, a JSON object from name to stored name. Complex ones
             are stored as pairs of numbers and named in ``complex``, a JSON array. Those that are conjugated or negated
             in name only are copied at once.
+        parts: Of those that are parts of larger ones the place in it, and the sizes of the whole. They are named in
+            ``parts``. Default none.
 
     Attributes:
         header: The file's beginning, up to the data.
         size: The bytes of the data.
+        parts: As given, of those that are stored under their own name; each with its dtype.
 
     Raises:
         CheckpointError: A tensor is of a kind that safetensors does not hold.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        stored, metadata = _stored(tensors)
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor], parts: Mapping[str, tuple[Box, tuple[int, ...]]] | None = None
+    ) -> None:
+        stored, metadata = _stored(tensors, parts or {})
+        self.parts = {name: (*place, tensors[name].dtype) for name, place in (parts or {}).items() if name in stored}
+        if self.parts:
+            told = {name: {"shape": whole, "offset": box.offset} for name, (box, whole, _) in self.parts.items()}
+            metadata["parts"] = json.dumps(told)
         self._slots: list[_Slot] = []
         entries: dict[str, Any] = {"__metadata__": metadata}
         end = 0
@@ -140,7 +158,7 @@ class TensorFile:
 
 
 def read_tensors(file: BinaryIO, *, size: int, checksum: str | None, name: str) -> dict[str, torch.Tensor]:
-    """Read a safetensors file, and compare it with its checksum on the way.
+    """Read a safetensors file of whole tensors, and compare it with its checksum on the way.
 
     Args:
         file: The file, at its beginning.
@@ -153,21 +171,88 @@ def read_tensors(file: BinaryIO, *, size: int, checksum: str | None, name: str) 
 
     Raises:
         CheckpointDamagedError: The file is no safetensors file, or not the one that was written.
+        CheckpointMismatchError: It holds only a part of a tensor.
         CheckpointError: There is not enough memory.
         OSError: It cannot be read.
     """
+    tensors, parts = _read_all(file, size=size, checksum=checksum, name=name, takes_parts=True)
+    partial = [key for key, (box, whole) in parts.items() if box.shape != whole]
+    if partial:
+        raise CheckpointMismatchError(
+            f"This file holds only parts of tensors, and others are in the files of other ranks. Received: {name}, "
+            f"with {partial[0][:200]!r}. Pass the checkpoint's folder."
+        )
+    return tensors or {}
+
+
+def read_unless_parts(file: BinaryIO, *, size: int, checksum: str | None, name: str) -> dict[str, torch.Tensor] | None:
+    """Read a safetensors file as ``read_tensors``, if it holds no parts of tensors.
+
+    Args:
+        file: The file, at its beginning.
+        size: How many bytes it has; no more are allocated.
+        checksum: ``algorithm:digits``; None to believe the file as it is.
+        name: What to call it in errors.
+
+    Returns:
+        As ``read_tensors``; None if it holds parts, of which nothing was read, and which were not compared.
+
+    Raises:
+        CheckpointDamagedError: The file is no safetensors file, or not the one that was written.
+        CheckpointError: There is not enough memory.
+        OSError: It cannot be read.
+    """
+    return _read_all(file, size=size, checksum=checksum, name=name, takes_parts=False)[0]
+
+
+def _read_all(
+    file: BinaryIO, *, size: int, checksum: str | None, name: str, takes_parts: bool
+) -> tuple[dict[str, torch.Tensor] | None, dict[str, tuple[Box, tuple[int, ...]]]]:
     reader = _Reader(file, checksum)
     with _explained(name, size):
         entries, metadata = _read_header(reader, size)
+        if "parts" in metadata and not takes_parts:
+            return None, {}
         tensors = {key: _read_tensor(reader, key, dtype, shape) for key, (dtype, shape) in entries}
         if reader.read_any():
             raise _MalformedError("it goes on after its end")
         reader.compare()
-        return _completed(tensors, metadata)
+        completed = _completed(tensors, metadata)
+        return completed, _parts_in(metadata, completed)
 
 
-def read_forms(file: BinaryIO, *, size: int, name: str) -> dict[str, torch.Tensor]:
-    """Read what tensors a safetensors file holds, from its header alone.
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of a file, as its header tells.
+
+    Attributes:
+        name: under which name it is stored.
+        dtype: its dtype.
+        shape: its sizes.
+        part: if it is a part of a larger one: which, and the sizes of the whole.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    part: tuple[Box, tuple[int, ...]] | None
+
+
+@dataclass(frozen=True)
+class TensorIndex:
+    """What a file holds, without its data.
+
+    Attributes:
+        tensors: by name; tied ones are one object.
+        begins: by the name under which they are stored: where the data begins in the file.
+    """
+
+    tensors: dict[str, Stored] = field(default_factory=dict)
+    begins: dict[str, int] = field(default_factory=dict)
+
+
+def read_index(file: BinaryIO, *, size: int, name: str) -> TensorIndex:
+    """Read what a safetensors file holds, from its header alone.
 
     Args:
         file: The file, at its beginning.
@@ -175,16 +260,59 @@ def read_forms(file: BinaryIO, *, size: int, name: str) -> dict[str, torch.Tenso
         name: What to call it in errors.
 
     Returns:
-        Tensors on the device "meta", which have shape and dtype and no data, by name; tied ones are one object.
+        What it holds.
 
     Raises:
         CheckpointDamagedError: The file is no safetensors file.
         OSError: It cannot be read.
     """
     with _explained(name, size):
-        entries, metadata = _read_header(_Reader(file, None), size)
-        tensors = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (dtype, shape) in entries}
-        return _completed(tensors, metadata)
+        reader = _Reader(file, None)
+        entries, metadata = _read_header(reader, size)
+        begins, begin = {}, size - sum(math.prod(shape) * dtype.itemsize for _, (dtype, shape) in entries)
+        for key, (dtype, shape) in entries:
+            begins[key] = begin
+            begin += math.prod(shape) * dtype.itemsize
+        forms = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (dtype, shape) in entries}
+        names = {id(form): key for key, form in forms.items()}
+        completed = _completed(dict(forms), metadata)
+        for key, form in forms.items():  # a complex one is another object now
+            names[id(completed[key])] = names[id(form)]
+        parts = _parts_in(metadata, completed)
+        stored = {key: Stored(key, completed[key].dtype, tuple(completed[key].shape), parts.get(key)) for key in forms}
+        return TensorIndex({key: stored[names[id(form)]] for key, form in completed.items()}, begins)
+
+
+def read_rows(file: BinaryIO, index: TensorIndex, stored: Stored, begin: int, end: int, *, name: str) -> torch.Tensor:
+    """Read of one tensor of a file the rows from one number to another.
+
+    Args:
+        file: The file.
+        index: What ``read_index`` gave of it.
+        stored: Which tensor.
+        begin: The first row; of a tensor without dimensions 0.
+        end: The row after the last; of a tensor without dimensions 1.
+        name: What to call the file in errors.
+
+    Returns:
+        The rows, on the CPU, in memory of their own; a tensor without dimensions as it is.
+
+    Raises:
+        CheckpointDamagedError: The file ends too early, or holds booleans that are none.
+        CheckpointError: There is not enough memory.
+        OSError: It cannot be read.
+    """
+    inner = stored.shape[1:]
+    wanted = [end - begin, *inner] if stored.shape else []
+    dtype = stored.dtype
+    if dtype in _COMPLEX:
+        wanted.append(2)
+        dtype = dtype.to_real()
+    # C64 in a header is another writer's; what is complex to us is stored as pairs of the same size.
+    file.seek(index.begins[stored.name] + begin * math.prod(inner) * stored.dtype.itemsize)
+    with _explained(name, index.begins[stored.name]):
+        read = _read_tensor(_Reader(file, None), stored.name, dtype, wanted)
+    return torch.view_as_complex(read) if stored.dtype in _COMPLEX else read
 
 
 @contextmanager
@@ -264,7 +392,9 @@ def _read_tensor(reader: _Reader, key: str, dtype: torch.dtype, shape: list[int]
     return tensor
 
 
-def _stored(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _stored(
+    tensors: Mapping[str, torch.Tensor], parts: Mapping[str, object]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """What is stored under its own name, and the metadata that names the rest."""
     stored: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
@@ -272,7 +402,8 @@ def _stored(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor
     complex_names = []
     for name, tensor in tensors.items():
         _check_storable(name, tensor)
-        key = memory_key(tensor)
+        memory = memory_key(tensor)
+        key = None if memory is None else (*memory, parts.get(name))
         if key is not None and key in first:
             aliases[name] = first[key]
             continue
@@ -374,9 +505,34 @@ def _completed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> di
     return tensors
 
 
+def _parts_in(
+    metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, tuple[Box, tuple[int, ...]]]:
+    """Where the tensors that are parts of larger ones lie in them, and the sizes of these."""
+    parts = {}
+    for name, told in _parsed(metadata, "parts", dict).items():
+        is_right = isinstance(told, dict) and told.keys() == {"shape", "offset"} and name in tensors
+        if not is_right or not _are_sizes(told["shape"]) or not _are_sizes(told["offset"]):
+            raise _MalformedError(f"{name[:200]!r} is said to be a part, {str(told)[:100]}")
+        box, whole = Box(tuple(told["offset"]), tuple(tensors[name].shape)), tuple(told["shape"])
+        are_as_many = len(box.offset) == len(box.shape) == len(whole)
+        lies_in_it = are_as_many and all(map(int.__le__, box.ends, whole))
+        if not lies_in_it or 0 in box.shape or math.prod(whole) >= _BEYOND:
+            raise _MalformedError(f"{name[:200]!r} is said to be a part that is none, {str(told)[:100]}")
+        parts[name] = (box, whole)
+    return parts
+
+
 def _listed(metadata: dict[str, str], key: str, kind: type) -> Any:
-    found = parse_json(metadata.get(key, "[]" if kind is list else "{}").encode())
+    found = _parsed(metadata, key, kind)
     names = found.values() if isinstance(found, dict) else found
-    if not isinstance(found, kind) or not all(isinstance(name, str) for name in names):
+    if not all(isinstance(name, str) for name in names):
+        raise _MalformedError(f"its metadata has the {key} {str(found)[:100]}")
+    return found
+
+
+def _parsed(metadata: Mapping[str, str], key: str, kind: type) -> Any:
+    found = parse_json(metadata.get(key, "[]" if kind is list else "{}").encode())
+    if not isinstance(found, kind):
         raise _MalformedError(f"its metadata has the {key} {str(found)[:100]}")
     return found

@@ -74,6 +74,7 @@ import torch
 
 from trainlab.checkpoint.decoding import Decoder
 from trainlab.checkpoint.encoding import Encoder, free_name
+from trainlab.checkpoint.parts import Parts
 from trainlab.checkpoint.tensor_forms import memory_key
 
 __all__ = ["decode", "encode", "free_name", "memory_key"]
@@ -101,12 +102,15 @@ def encode(tree: Any, classes: Mapping[str, type] | None = None) -> tuple[Any, d
     return encoder.encode(tree), encoder.tensors
 
 
-def decode(structure: Any, tensors: Mapping[str, torch.Tensor], classes: Mapping[str, type] | None = None) -> Any:
+def decode(
+    structure: Any, tensors: "Mapping[str, torch.Tensor | Parts]", classes: Mapping[str, type] | None = None
+) -> Any:
     """Put a tree together again.
 
     Args:
         structure: What ``encode`` returned, as it was or through JSON.
-        tensors: The tensors by name, on the CPU. One that was shared is the same object in all its places.
+        tensors: The tensors by name, on the CPU. One that was shared is the same object in all its places. ``Parts``
+            stand in the tree as they are.
         classes: Classes as for ``encode``. They come before registered ones of the same name. Default none.
 
     Returns:

@@ -3,7 +3,8 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -13,9 +14,10 @@ from torch.nn.parameter import is_lazy
 
 from trainlab.checkpoint.layout import split_location
 from trainlab.checkpoint.matching import compare_keys, shown
+from trainlab.checkpoint.parts import Parts
 from trainlab.checkpoint.reader import Checkpoint
+from trainlab.checkpoint.sharding import place_like, shared_key, without_parts
 from trainlab.checkpoint.tensor_file import read_tensors
-from trainlab.checkpoint.tree import memory_key
 from trainlab.errors import (
     CheckpointError,
     CheckpointMismatchError,
@@ -35,6 +37,8 @@ _logger = logging.getLogger("trainlab.checkpoint")
 
 Rename = Callable[[str], str | None] | Mapping[str, str]
 Weights = dict[str, torch.Tensor]
+# As they are in a checkpoint, some perhaps in parts.
+Stored = dict[str, torch.Tensor | Parts]
 
 
 class LoadedKeys(NamedTuple):
@@ -65,6 +69,9 @@ def load_weights(
 ) -> LoadedKeys:
     """Load weights into a model: to start training from them, or to use them.
 
+    Of a model whose weights are distributed (DTensors) each rank calls this, and reads its own part; the checkpoint may
+    have been written by as many ranks or by others.
+
     Everything is read and checked before the first value is copied. Values go to the devices and dtypes that the
     model has. Compiled models have the keys of what was compiled. What is no tensor in a state dict
     (``get_extra_state``) stays as it is.
@@ -93,17 +100,19 @@ def load_weights(
         InvalidTypeError: An argument has the wrong type.
     """
     actual = _keys_of(model)
-    found = _renamed({_plain(key): value for key, value in _read(path, role, name, storage_options).items()}, rename)
     expected = {key: value for key, (_, value) in actual.items()}
-    keys = _compared(expected, found)
     what = f"{os.fspath(path)} into {type(model).__qualname__}"
-    _judge(keys, expected, found, strict=strict, what=what)
-    _check_ties(keys, expected, found, what)
-    cast = [key for key in keys.loaded if key in found and found[key].dtype != expected[key].dtype]
+    with _opened(path, role, name, storage_options) as read:
+        found = _renamed({_plain(key): value for key, value in read.items()}, rename)
+        keys = _compared(expected, found)
+        _judge(keys, expected, found, strict=strict, what=what)
+        _check_ties(keys, expected, found, what)
+        cast = [key for key in keys.loaded if key in found and found[key].dtype != expected[key].dtype]
+        placed = {actual[key][0]: place_like(found[key], expected[key]) for key in keys.loaded if key in found}
     if cast:
         _logger.info("Loading %s, cast to the dtypes of the model: %s.", what, shown(cast))
     try:
-        model.load_state_dict({actual[key][0]: found[key] for key in keys.loaded if key in found}, strict=False)
+        model.load_state_dict(placed, strict=False)
     except RuntimeError as error:
         raise CheckpointMismatchError(f"The model refuses the weights of {what}: {error}") from error
     return keys
@@ -127,16 +136,19 @@ def _plain(key: str) -> str:
     return key.replace(_COMPILED, "")
 
 
-def _read(
+@contextmanager
+def _opened(
     path: str | os.PathLike[str], role: str, name: str | None, storage_options: Mapping[str, Any] | None
-) -> Weights:
+) -> Iterator[Stored]:
+    """The weights, of which parts can be read in the block."""
     if os.fspath(path).endswith(_SUFFIX):
         if role != "model" or name is not None:
             raise InvalidValueError(
                 f"role and name choose among the weights of a checkpoint, and this is a single file. "
                 f"Received: {os.fspath(path)} with role={role!r}, name={name!r}."
             )
-        return _read_file(path, storage_options)
+        yield {**_read_file(path, storage_options)}
+        return
     with Checkpoint.open(path, verify=False, storage_options=storage_options) as checkpoint:
         models = checkpoint.models.get(role, [])
         if name is None and len(models) > 1:
@@ -144,10 +156,10 @@ def _read(
                 f"The checkpoint {checkpoint.path} holds the weights of several models. Pass name=..., one of: "
                 f"{', '.join(map(repr, models))}."
             )
-        weights = list(checkpoint.weights(role, None if name is None else [name]).values())
+        weights = list(checkpoint.stored_weights(role, None if name is None else [name]).values())
         if not weights:
             raise CheckpointMismatchError(f"The checkpoint {checkpoint.path} holds no weights of the role {role!r}.")
-        return weights[0]
+        yield weights[0]
 
 
 def _read_file(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None) -> Weights:
@@ -171,7 +183,7 @@ def _read_file(path: str | os.PathLike[str], storage_options: Mapping[str, Any] 
         ) from error
 
 
-def _renamed(found: Weights, rename: Rename | None) -> Weights:
+def _renamed(found: Stored, rename: Rename | None) -> Stored:
     if rename is None:
         return found
     names = _by_prefix(found, rename) if isinstance(rename, Mapping) else _by_function(found, rename)
@@ -184,7 +196,7 @@ def _renamed(found: Weights, rename: Rename | None) -> Weights:
     return {name: found[key] for key, name in names.items()}
 
 
-def _by_prefix(found: Weights, rename: Mapping[str, str]) -> dict[str, str]:
+def _by_prefix(found: Stored, rename: Mapping[str, str]) -> dict[str, str]:
     wrong = [item for item in rename.items() if not all(isinstance(part, str) for part in item)]
     if wrong:
         raise InvalidTypeError(f"rename maps prefixes to prefixes, which are texts. Received: {wrong[0]!r}.")
@@ -202,7 +214,7 @@ def _by_prefix(found: Weights, rename: Mapping[str, str]) -> dict[str, str]:
     return names
 
 
-def _by_function(found: Weights, rename: Callable[[str], str | None]) -> dict[str, str]:
+def _by_function(found: Stored, rename: Callable[[str], str | None]) -> dict[str, str]:
     if not callable(rename):
         raise InvalidTypeError(f"rename is a function or a mapping. Received: {rename!r}.")
     names = {}
@@ -215,14 +227,14 @@ def _by_function(found: Weights, rename: Callable[[str], str | None]) -> dict[st
     return names
 
 
-def _compared(expected: Weights, found: Weights) -> LoadedKeys:
+def _compared(expected: Weights, found: Stored) -> LoadedKeys:
     differences = compare_keys(expected, found)
     uncastable = {key for key in differences.retyped if not torch.can_cast(found[key].dtype, expected[key].dtype)}
     unfit = {*differences.misshapen, *uncastable}
     fitting = {key for key in expected if key in found and key not in unfit}
     # Other tools leave all but one of tied weights out of a file.
-    present = {memory_key(expected[key]) for key in fitting} - {None}
-    tied = {key for key in differences.missing if memory_key(expected[key]) in present}
+    present = {shared_key(expected[key]) for key in fitting} - {None}
+    tied = {key for key in differences.missing if shared_key(expected[key]) in present}
     return LoadedKeys(
         loaded=[key for key in expected if key in fitting or key in tied],
         missing=[key for key in differences.missing if key not in tied],
@@ -231,7 +243,7 @@ def _compared(expected: Weights, found: Weights) -> LoadedKeys:
     )
 
 
-def _judge(keys: LoadedKeys, expected: Weights, found: Weights, *, strict: bool, what: str) -> None:
+def _judge(keys: LoadedKeys, expected: Weights, found: Stored, *, strict: bool, what: str) -> None:
     """Raise or tell what does not fit."""
     misshapen = [f"{key} ({_form(found[key])} instead of {_form(expected[key])})" for key in keys.misshapen]
     groups = {"missing in the file": keys.missing, "unknown to the model": keys.unknown, "of another shape": misshapen}
@@ -252,19 +264,19 @@ def _judge(keys: LoadedKeys, expected: Weights, found: Weights, *, strict: bool,
         )
 
 
-def _form(tensor: torch.Tensor) -> str:
+def _form(tensor: torch.Tensor | Parts) -> str:
     return f"{list(tensor.shape)} of {str(tensor.dtype).removeprefix('torch.')}"
 
 
-def _check_ties(keys: LoadedKeys, expected: Weights, found: Weights, what: str) -> None:
+def _check_ties(keys: LoadedKeys, expected: Weights, found: Stored, what: str) -> None:
     """Of two values for one memory the last would win."""
     first: dict[Any, str] = {}
     for key in keys.loaded:
-        memory = memory_key(expected[key])
+        memory = shared_key(expected[key])
         if memory is None or key not in found:
             continue
         other = first.setdefault(memory, key)
-        if found[other] is not found[key] and not _same_bits(found[other], found[key]):
+        if found[other] is not found[key] and not _same_bits(*map(without_parts, (found[other], found[key]))):
             raise CheckpointMismatchError(
                 f"The weights do not fit: {what}. {other} and {key} are one tensor in the model, and differ in the "
                 "file. Untie them in the model, or leave one out with rename."

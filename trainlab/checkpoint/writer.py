@@ -3,7 +3,7 @@
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,8 +16,6 @@ from trainlab.checkpoint.manifest import (
     FORMAT_VERSION,
     LARGEST_SEQUENCE,
     MANIFEST,
-    STATE_STRUCTURE,
-    STATE_TENSORS,
     UNFINISHED,
     is_inside,
     render_manifest,
@@ -26,7 +24,21 @@ from trainlab.checkpoint.snapshot import Contents, Snapshot
 from trainlab.errors import CheckpointError
 from trainlab.storage import Checksum, Store, open_store
 
-__all__ = ["Files", "Target", "WriteAbortedError", "commit", "undone", "write_files"]
+__all__ = [
+    "BeforeCommit",
+    "Files",
+    "Target",
+    "WriteAbortedError",
+    "commit",
+    "described",
+    "explained",
+    "make_folder",
+    "undo",
+    "undone",
+    "write_and_call",
+    "write_contents",
+    "write_files",
+]
 
 # Small enough that a stop is noticed soon, large enough that the interpreter's lock is seldom needed.
 _CHUNK = 8 * 2**20
@@ -86,31 +98,67 @@ def write_files(
         CheckpointError: it cannot be written, or what ``before_commit`` left cannot be part of a checkpoint.
         WriteAbortedError: ``is_aborted`` said so.
     """
-    with _explained(target):
-        target.store.make_folder(target.name)
+    make_folder(target)
     with undone(target):
-        with _explained(target):
-            target.store.write(f"{target.name}/{UNFINISHED}", [])
-            target.store.sync_folder(target.name)
         if before_commit is None:
-            with _explained(target):
-                files = _write_all(target.store, target.name, contents, is_aborted)
+            files = write_contents(target, contents, is_aborted)
         else:
-            files = _write_and_call(target, contents, before_commit, is_aborted)
-        with _explained(target):
+            files = write_and_call(target, contents, before_commit, is_aborted)
+        with explained(target):
             target.store.sync_folder(target.name)
     return files
 
 
+def make_folder(target: Target) -> None:
+    """Make a checkpoint's folder, with the mark of what is not finished; if this raises, nothing of it is left.
+
+    Args:
+        target: where it goes.
+
+    Raises:
+        CheckpointError: it cannot be made, or there is something already.
+    """
+    with explained(target):
+        target.store.make_folder(target.name)
+    with undone(target), explained(target):
+        target.store.write(f"{target.name}/{UNFINISHED}", [])
+        target.store.sync_folder(target.name)
+
+
+def write_contents(target: Target, contents: Contents, is_aborted: Callable[[], bool]) -> Files:
+    """Write files into a checkpoint's folder; what was written stays on an error.
+
+    Args:
+        target: where to; the folders are there.
+        contents: the files' bytes.
+        is_aborted: asked between the pieces.
+
+    Returns:
+        The files for the manifest.
+
+    Raises:
+        CheckpointError: they cannot be written.
+        WriteAbortedError: ``is_aborted`` said so.
+    """
+    with explained(target):
+        return _write_all(target.store, target.name, contents, is_aborted)
+
+
 def commit(
-    target: Target, snapshot: Snapshot, files: Files, *, before_publish: Callable[[], None] = lambda: None
+    target: Target,
+    snapshot: Snapshot,
+    files: Files,
+    *,
+    ranks: Sequence[Mapping[str, Any]] = (),
+    before_publish: Callable[[], None] = lambda: None,
 ) -> None:
     """Make the files that were written a checkpoint, by the manifest; if this raises, nothing of it is left.
 
     Args:
         target: where they are.
         snapshot: what the manifest tells.
-        files: what ``write_files`` gave.
+        files: what ``write_files`` gave, and other ranks' files.
+        ranks: of each further rank the names of its files: ``weights`` and ``state``, as of its snapshot. Default none.
         before_publish: called before the manifest is written. Default: nothing.
 
     Raises:
@@ -128,10 +176,11 @@ def commit(
         "created": datetime.now(timezone.utc).isoformat(),
         "files": dict(sorted(files.items())),
         "weights": snapshot.weights,
-        "state": {"structure": STATE_STRUCTURE, "tensors": STATE_TENSORS},
+        "state": snapshot.state,
+        "ranks": list(ranks),
         **snapshot.told,
     }
-    with undone(target), _explained(target):
+    with undone(target), explained(target):
         _require_own_files(target, manifest)
         before_publish()
         target.store.publish(f"{target.name}/{MANIFEST}", render_manifest(manifest))
@@ -173,33 +222,59 @@ class _Measure:
                 yield chunk
 
 
-def _write_and_call(
+def write_and_call(
     target: Target, contents: Contents, before_commit: BeforeCommit, is_aborted: Callable[[], bool]
 ) -> Files:
-    """Let the user's hook see the files; those of a remote checkpoint are written here first, and uploaded after it."""
+    """Let the user's hook see the files; those of a remote checkpoint are written here first, and uploaded after it.
+
+    Args:
+        target: where to; the folder is there.
+        contents: the files' bytes.
+        before_commit: the hook, which gets the local folder of the files.
+        is_aborted: asked between the pieces.
+
+    Returns:
+        The files for the manifest, the hook's too.
+
+    Raises:
+        CheckpointError: they cannot be written, or what the hook left cannot be part of a checkpoint.
+        WriteAbortedError: ``is_aborted`` said so.
+    """
     with ExitStack() as closing:
         here = target.store
         if not here.is_local:
             here = open_store(closing.enter_context(tempfile.TemporaryDirectory(prefix="trainlab-")))
             here.make_folder(target.name)
         folder = Path(here.location(target.name))
-        with _explained(target):
+        with explained(target):
             _write_all(here, target.name, contents, is_aborted)
         before_commit(folder)
-        with _explained(target):
-            files = _described(here, target.name)
+        with explained(target):
+            files = described(here, target.name)
             if here is not target.store:
                 uploads: Contents = [(file, _read_pieces(folder / file)) for file in files]
                 _write_all(target.store, target.name, uploads, is_aborted)
     return files
 
 
-def _described(store: Store, name: str) -> Files:
-    """What is there after the user's hook, which may have changed the files, too."""
+def described(store: Store, name: str, *, without: Container[str] = ()) -> Files:
+    """Tell what is there after the user's hook, which may have changed the files, too.
+
+    Args:
+        store: where the folder is, on this machine.
+        name: the folder.
+        without: files that are left out; default none.
+
+    Returns:
+        The files for the manifest, durable.
+
+    Raises:
+        CheckpointError: one of them has a name that none of a checkpoint may have.
+    """
     folder = Path(store.location(name))
     files: Files = {}
     for file, size in store.files(name).items():
-        if file == UNFINISHED:
+        if file == UNFINISHED or file in without:
             continue
         if not is_inside(file):
             raise CheckpointError(f"A checkpoint cannot hold a file of this name. Received: {file!r}. Rename it.")
@@ -225,7 +300,8 @@ def _read_pieces(path: Path) -> Iterator[memoryview]:
 
 
 def _require_own_files(target: Target, manifest: dict[str, Any]) -> None:
-    own = {*manifest["state"].values(), *(file for models in manifest["weights"].values() for file in models.values())}
+    used = [manifest, *manifest["ranks"]]
+    own = {file for of in used for names in (of["state"], *of["weights"].values()) for file in names.values()}
     missing = sorted(own - set(manifest["files"]))
     if missing:
         raise CheckpointError(
@@ -235,7 +311,15 @@ def _require_own_files(target: Target, manifest: dict[str, Any]) -> None:
 
 
 @contextmanager
-def _explained(target: Target) -> Iterator[None]:
+def explained(target: Target) -> Iterator[None]:
+    """Turn errors of the store into errors of the checkpoint.
+
+    Args:
+        target: where it goes.
+
+    Raises:
+        CheckpointError: the block raised an OSError.
+    """
     try:
         yield
     except CheckpointError:
@@ -257,10 +341,19 @@ def undone(target: Target) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        try:
-            # The manifest first: a crash in the middle leaves rubbish, and no damaged checkpoint.
-            target.store.remove(f"{target.name}/{MANIFEST}")
-            target.store.remove_folder(target.name)
-        except OSError as error:
-            logger.error("The half-written checkpoint %s cannot be removed: %s.", target.location, error)
+        undo(target)
         raise
+
+
+def undo(target: Target) -> None:
+    """Remove what was written of a checkpoint; if it cannot be removed, that is logged.
+
+    Args:
+        target: where it goes.
+    """
+    try:
+        # The manifest first: a crash in the middle leaves rubbish, and no damaged checkpoint.
+        target.store.remove(f"{target.name}/{MANIFEST}")
+        target.store.remove_folder(target.name)
+    except OSError as error:
+        logger.error("The half-written checkpoint %s cannot be removed: %s.", target.location, error)

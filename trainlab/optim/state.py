@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from trainlab.checkpoint import Parts, is_sharded, place_as_part, place_like, without_parts
 from trainlab.errors import CheckpointMismatchError
 
 __all__ = ["describe_lrs", "load_optimizer_state", "optimizer_state_dict", "owned_parameters"]
@@ -62,12 +63,16 @@ def optimizer_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Take over an optimizer's state; every tensor comes back with the dtype that it had.
 
+    The parameters may be distributed otherwise than they were: where a parameter is a DTensor, what its state has for
+    each of its elements becomes one like it, of which only this rank's part is read; where it is none, whole tensors.
+
     torch's own ``load_state_dict`` casts floating-point state to the dtype of the parameter, so that the float32
     state of a bfloat16 parameter would be rounded.
 
     Args:
         optimizer: an optimizer of the same kind over the same parameters.
-        state: what ``optimizer_state_dict`` gave. It shares nothing with the optimizer afterwards.
+        state: what ``optimizer_state_dict`` gave, or what was read from a checkpoint of it, ``Parts`` included. It
+            shares nothing with the optimizer afterwards.
 
     Raises:
         CheckpointMismatchError: kind, groups, or the number or shapes of parameters differ; nothing is changed then.
@@ -78,16 +83,31 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
             f"The saved state does not fit this {type(optimizer).__qualname__}: {'; '.join(faults)}. "
             "Build the optimizer as it was when the state was saved."
         )
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = dict(zip(numbers, owned_parameters(optimizer), strict=True))
+    placed = {number: _placed(saved, parameters.get(number)) for number, saved in state["state"].items()}
+    state = {**state, "state": placed, "param_groups": without_parts(state["param_groups"])}
     with warnings.catch_warnings():
         # torch casts here, and warns of it; what it casts is put back exactly below.
         warnings.filterwarnings("ignore", message="Casting complex values to real")
         optimizer.load_state_dict({key: value for key, value in state.items() if key not in ("type", "shapes")})
-    numbers = [number for group in state["param_groups"] for number in group["params"]]
-    parameters = dict(zip(numbers, owned_parameters(optimizer), strict=True))
     for number, saved in state["state"].items():
         key = parameters.get(number, number)
         if key in optimizer.state:
             optimizer.state[key] = _exact(saved, optimizer.state[key])
+
+
+def _placed(saved: Any, parameter: torch.Tensor | None) -> Any:
+    """The state of a parameter, distributed as that is."""
+    if parameter is None or not is_sharded(parameter):
+        return without_parts(saved)
+    if isinstance(saved, Mapping):
+        return {key: value if key == "step" else _placed(value, parameter) for key, value in saved.items()}
+    if isinstance(saved, list | tuple):
+        return type(saved)(_placed(value, parameter) for value in saved)
+    if isinstance(saved, Parts | torch.Tensor) and tuple(saved.shape) == tuple(parameter.shape):
+        return place_like(saved, parameter)
+    return place_as_part(saved, parameter) if isinstance(saved, Parts) else saved
 
 
 def _exact(saved: Any, loaded: Any) -> Any:
