@@ -317,7 +317,7 @@ def test_many_threads_print_while_the_bar_starts_and_stops() -> None:
         assert (sys.stdout, sys.stderr) == before
         assert [thread.name for thread in threading.enumerate()] == ["MainThread"]
     """)
-    # A thread may have looked up sys.stdout right before the bar took its place: that line stands behind the bar's text.
+    # A thread may have looked up sys.stdout right before the bar took its place: that line stands behind the bar.
     printed = [match[0] for row in rows if (match := re.search(r"[abc] \d+$", row))]
     for name in "abc":
         assert [line for line in printed if line.startswith(name)] == [f"{name} {index}" for index in range(200)]

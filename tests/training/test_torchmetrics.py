@@ -274,7 +274,7 @@ def test_a_metric_as_a_reducer_is_wrapped_once(open_run: Any) -> None:
     for one in (metric, collection):
         one.update(torch.ones(1))
     with pytest.raises(MetricError, match="leave name= out"):
-        context.reducers.reduce(for_training=True, gather=lambda values: [values])
+        context.reducers.reduce(for_training=True)
 
 
 def test_torchmetrics_is_not_imported(tmp_path: Path) -> None:

@@ -173,6 +173,18 @@ class RunFolder:
         """What ``run.json`` held when the folder was opened, for reading only; empty for a new run."""
         return self._record_before
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """What the other ranks have to know to join this run."""
+        return {
+            "path": str(self.path),
+            "name": self.name,
+            "url": self.url,
+            "place": self.place,
+            "checkpoints_place": self.checkpoints_place,
+            "continues": self.continues,
+        }
+
     def push(self, files: Iterable[Path] | None = None) -> None:
         """Copy what changed since the last push to the store; a run on this machine has nothing to copy.
 

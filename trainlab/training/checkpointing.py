@@ -12,16 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainlab.checkpoint import Checkpoint, CheckpointWriter, Entry, Snapshot, WriteAbortedError, classes_in, match_keys
+from trainlab.checkpoint import (
+    Checkpoint,
+    CheckpointWriter,
+    Entry,
+    Snapshot,
+    WriteAbortedError,
+    classes_in,
+    match_keys,
+    place_like,
+    place_tree,
+)
 from trainlab.data import BatchStream
 from trainlab.distributed import RngState, preserved_rng
-from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError
+from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError, PeerFailedError
 from trainlab.optim import load_optimizer_state, optimizer_state_dict
 from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
 from trainlab.training.differences import made_with, name_of, warn_of_differences
 from trainlab.training.init import versions
+from trainlab.training.rank_state import own_of, own_parts
 from trainlab.training.trial import Trial
 from trainlab.training.wrapped import inner_module
 
@@ -127,18 +138,18 @@ class Checkpointing:
                 seconds,
             )
         progress = self._context.progress
-        name = self._writer.next_name(progress.batches_trained)
+        name, recording = self._context.distributed.on_chief(lambda: self._begun(final=final))
+        if recording is None:
+            return
         marked = progress.copy()
         marked.last_checkpoint_batch = progress.batches_trained
         if progress.best_metric_batch == progress.batches_trained:
             marked.best_checkpoint = name
         if not self._is_try:
             self._stream.warn_of_inexactness()
-        recording = self._recording(final=final)
-        if recording is None:
-            return
         content = self._content(recording=recording)
-        self._run_save_start_hooks(content)
+        if self._context.distributed.is_chief:
+            self._run_save_start_hooks(content)
         content["progress"] = marked.state_dict()
         self._marked = marked
         self._writer.start(
@@ -179,6 +190,15 @@ class Checkpointing:
             logger.info("Checkpoint %s.", write.location)
         _run_apart(self._hooks.checkpoint_upload_end, uuid=str(write.location))
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether a checkpoint that was being written is done, as this rank sees it, and nobody took note of it yet."""
+        return self._writer.is_done
+
+    def _begun(self, *, final: bool) -> tuple[str, dict[str, Any] | None]:
+        """What the chief decides of a checkpoint: its name, and where the series are."""
+        return self._writer.next_name(self._context.progress.batches_trained), self._recording(final=final)
+
     def _recording(self, *, final: bool) -> dict[str, Any] | None:
         """Where the series are; None if they cannot be written, so that no checkpoint may be ahead of them."""
         try:
@@ -206,7 +226,7 @@ class Checkpointing:
         """Read the checkpoint that was written last, to see that it can be read."""
         for name in self._writer.names[-1:]:
             with Checkpoint.open(self._writer.location(name)) as checkpoint:
-                content_of(checkpoint, self._context.state_classes)
+                content_of(checkpoint, self._context.state_classes, self._context)
 
     def close(self, error: BaseException | None) -> None:
         """Wait for what is being written; but give it up if the program is being aborted.
@@ -214,10 +234,12 @@ class Checkpointing:
         Args:
             error: what ended training, if it did not end well.
         """
-        if isinstance(error, KeyboardInterrupt):
+        if isinstance(error, KeyboardInterrupt | PeerFailedError):
             self._writer.abort()
         try:
             self.settle(wait=True)
+        except PeerFailedError as failure:
+            logger.warning("The checkpoint at batch %d was not finished: %s", self._marked.batches_trained, failure)
         finally:
             self._writer.close()
 
@@ -239,6 +261,7 @@ class Checkpointing:
         warn_of_differences(content["made_with"], made_with(self._trial, self._context, self._loader))
         with _named(checkpoint):
             content["models_state_dict"] = _models_of(checkpoint, self._context)
+            self._tell_of_other_ranks(checkpoint)
             if not len(self._context.models) == len(content["models_extra_state"]) == len(content["gradients"]):
                 raise CheckpointDamagedError(f"{checkpoint.path}: its weights and its state are of other numbers.")
             for hook in self._hooks.checkpoint_load_start:
@@ -246,22 +269,42 @@ class Checkpointing:
             _load_models(content["models_state_dict"], content["models_extra_state"], self._context)
             self._load_optimizers(content)
             self._load_scaler(content.get("scaler_state_dict"))
+            if self._context.distributed.size > 1 or checkpoint.ranks > 1:
+                self._place(content)
             self._hooks.load_state_dict(content["callbacks"])
             self._load_stateful(content["stateful"])
             with reading(checkpoint, "gradients"):
                 self._load_gradients(content["gradients"])
             self._context.progress.load_state_dict(content["progress"])
 
+    def _place(self, content: dict[str, Any]) -> None:
+        """Give what holds parts of tensors its part, or the whole of those that are not sharded here."""
+        shards, stateful = self._context.parallel.shards, self._context.stateful
+        like = self._hooks.state_dict() if shards else None
+        content["callbacks"] = place_tree(content["callbacks"], like)
+        for name, state in content["stateful"].items():
+            one = stateful[name].state_dict() if shards and name in stateful else None
+            content["stateful"][name] = place_tree(state, one)
+
+    def _tell_of_other_ranks(self, checkpoint: Checkpoint) -> None:
+        if checkpoint.ranks != self._context.distributed.size:
+            logger.info(
+                "The run goes on with %d ranks, and had %d: each has other random numbers from here on.",
+                self._context.distributed.size,
+                checkpoint.ranks,
+            )
+
     def _content(self, recording: dict[str, Any] | None = None) -> dict[str, Any]:
         context = self._context
         states = [inner_module(model).state_dict() for model in context.models]
+        gradients = [_gradients(model) for model in context.models]
         content: dict[str, Any] = {
             "models_state_dict": [_tensors(state) for state in states],
             "models_extra_state": [_others(state) for state in states],
             "optimizers_state_dict": [optimizer_state_dict(o) for o in context.optimizers],
             "optimizer_names": list(context.wrapped_optimizers),
             "lr_schedulers_state_dict": [s.state_dict() for s in context.lr_schedulers],
-            "gradients": [_gradients(model) for model in context.models],
+            "gradients": gradients,
             "stateful": {name: stateful.state_dict() for name, stateful in context.stateful.items()},
             "stream": self._stream.state_dict(),
             "recording": recording or {},
@@ -282,9 +325,10 @@ class Checkpointing:
 
     def _snapshot(self, content: dict[str, Any]) -> Snapshot:
         models = content.pop("models_state_dict")
+        ranks = self._context.distributed
         return Snapshot(
             weights={"model": dict(zip(self._context.model_names, models, strict=True))},
-            state=content,
+            state=content if ranks.is_chief else own_of(content, shards=self._context.parallel.shards),
             details={
                 "progress": content["progress"],
                 "trial_class": name_of(type(self._trial)),
@@ -293,6 +337,8 @@ class Checkpointing:
                 "versions": versions(),
             },
             classes=self._context.state_classes,
+            rank=ranks.rank,
+            ranks=ranks.size,
         )
 
     def _classes(self) -> dict[str, type]:
@@ -347,7 +393,9 @@ class Checkpointing:
         for model, saved in zip(self._context.models, gradients, strict=True):
             for name, parameter in inner_module(model).named_parameters():
                 gradient = saved.get(name)
-                parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
+                if gradient is not None:
+                    gradient = place_like(gradient, parameter).to(parameter.device, copy=True)
+                parameter.grad = gradient
 
 
 def load_weights_of(checkpoint: Checkpoint, context: TrialContext) -> None:
@@ -391,12 +439,15 @@ def weights_loaded_for_a_while(path: str | os.PathLike[str], context: TrialConte
             module.load_state_dict(state)
 
 
-def content_of(checkpoint: Checkpoint, classes: Mapping[str, type] | None) -> dict[str, Any]:
+def content_of(
+    checkpoint: Checkpoint, classes: Mapping[str, type] | None, context: TrialContext | None = None
+) -> dict[str, Any]:
     """Read the state of a checkpoint, which has to hold every part that this version writes.
 
     Args:
         checkpoint: the opened checkpoint.
         classes: the enums, named tuples and dataclasses that it may hold, besides registered ones.
+        context: whose rank's own parts are wanted. Default: those of rank 0.
 
     Returns:
         The parts by name, without the models' weights.
@@ -424,6 +475,9 @@ def content_of(checkpoint: Checkpoint, classes: Mapping[str, type] | None) -> di
             "It was not written by this version of trainlab, or changed since. Use another one."
         )
     Progress().load_state_dict(content["progress"])
+    if context is not None and (context.distributed.size > 1 or checkpoint.ranks > 1):
+        with reading(checkpoint, "the parts of the ranks"):
+            content.update(own_parts(checkpoint, classes, content, context))
     return content
 
 
@@ -466,7 +520,11 @@ def _named(checkpoint: Checkpoint) -> Iterator[None]:
 
 
 def _models_of(checkpoint: Checkpoint, context: TrialContext) -> list[dict[str, torch.Tensor]]:
-    weights = checkpoint.weights("model")
+    like = None
+    if context.parallel.shards and set(checkpoint.models.get("model", ())) == set(context.model_names):
+        states = (_tensors(inner_module(model).state_dict()) for model in context.models)
+        like = dict(zip(context.model_names, states, strict=True))
+    weights = checkpoint.weights("model", like=like)
     if sorted(weights) != sorted(context.model_names):
         raise _names_differ("models", list(weights), context.model_names)
     return [dict(weights[name]) for name in context.model_names]

@@ -2,35 +2,45 @@
 
 import contextlib
 import functools
+import itertools
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
-from trainlab.checkpoint import Checkpoint
 from trainlab.data import BatchStream, to_device
-from trainlab.distributed import DistributedContext
-from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError
+from trainlab.distributed import Channel, DistributedContext
+from trainlab.errors import (
+    DistributedError,
+    InvalidStateError,
+    InvalidTypeError,
+    InvalidValueError,
+    PeerFailedError,
+)
 from trainlab.metrics import MetricReducer, MetricStates, ReducerRegistry, holds_torchmetrics
 from trainlab.optim import LRScheduler, average_gradients, owned_parameters
+from trainlab.parallel import Parallel
 from trainlab.precision import GradientScaling, Precision
 from trainlab.schedule import Progress
 from trainlab.training.config import RunConfig
 from trainlab.training.experimental import ExperimentalContext
 from trainlab.training.rules import TrainingRules
 from trainlab.training.session import Session
+from trainlab.training.sharing import weighted
+from trainlab.training.status import RunStatus
 from trainlab.training.wrapped import WrappedOptimizer, WrappedScheduler, checked_name, inner_module
 
 __all__ = ["TrialContext"]
 
 logger = logging.getLogger("trainlab.training")
 
+# Of the contexts in which ranks train together, each of which has channels of its own.
+_numbers = itertools.count()
 
-class TrialContext(RunConfig):
+
+class TrialContext(RunConfig, RunStatus):
     """Wraps a Trial's models, optimizers and schedulers, and takes its steps.
 
     Made by ``trainlab.init``; usable in a ``with`` block.
@@ -60,6 +70,7 @@ class TrialContext(RunConfig):
         precision: Precision,
         uneven: str,
         session: Session,
+        parallel: Parallel | None = None,
     ) -> None:
         super().__init__(hparams=hparams, exp_conf=exp_conf, distributed=distributed, seed=seed)
         self.aggregation_frequency = aggregation_frequency
@@ -67,6 +78,13 @@ class TrialContext(RunConfig):
         self.device = precision.device
         self.uneven = uneven
         self.session = session
+        self.parallel = Parallel() if parallel is None else parallel
+        # Whether gradients are exchanged with other ranks; an attribute, for it is asked for in every batch.
+        self.is_shared = self.parallel.name != "single"
+        # Whether a stop can be obeyed at once.
+        self.is_alone = distributed.size == 1 and not self.parallel.shards
+        # Whether closing the context closes the process group, too.
+        self.closes_distributed = False
         self.progress = Progress()
         self.experimental = ExperimentalContext(self)
         self.reducers = ReducerRegistry()
@@ -82,6 +100,12 @@ class TrialContext(RunConfig):
         self.state_classes: dict[str, type] | None = None
         # Whether weights and counters in memory may be of different batches: after an error, or after test_mode.
         self.uncertain = False
+        # What this rank's share of the global batch counts; 1 where all ranks have the same number of records.
+        self.loss_weight = 1.0
+        # The batches trained at the foreseen end of a fit, where sharded models exchange what they have of a group.
+        self.exchanges_at: int | None = None
+        # Asked for on this rank; and what the loop obeys, which several ranks agree on first.
+        self.stop_asked = False
         self.stop_requested = False
         # A signal cannot be taken back by set_stop_requested(False).
         self.signalled = False
@@ -92,9 +116,11 @@ class TrialContext(RunConfig):
         self._scaling: GradientScaling | None = None
         self._users_scaling: GradientScaling | None = None
         self._profiler: Any = None
-        self._initial_batch = 0
+        self.initial_batch = 0
         self._sealed = False
         self._unmovable: set[type] = set()
+        self._channels: dict[str, Channel] = {}
+        self._number = next(_numbers) if distributed.size > 1 else 0
         self.set_scaling()
 
     # -- what is wrapped ---------------------------------------------------------------------
@@ -122,6 +148,7 @@ class TrialContext(RunConfig):
             raise InvalidStateError(f"This {type(model).__qualname__} is wrapped already. Wrap each model once.")
         name = str(len(self.models)) if name is None else checked_name(name, self.model_names, "model")
         model.to(self.device)
+        model = self.parallel.wrap(model)
         self.precision.attach(model)
         self.models.append(model)
         self.model_names.append(name)
@@ -181,6 +208,7 @@ class TrialContext(RunConfig):
         zeroes_itself = type(optimizer).zero_grad is not torch.optim.Optimizer.zero_grad
         wrapped = WrappedOptimizer(name, optimizer, divides, zeroes_itself)
         self.wrapped_optimizers[name] = wrapped
+        self.parallel.add_optimizer(optimizer, passes)
         self._by_identity[id(optimizer)] = wrapped
         self.progress.optimizer_steps.setdefault(name, 0)
         return optimizer
@@ -336,6 +364,9 @@ class TrialContext(RunConfig):
     ) -> None:
         """Add the gradients of a loss to the parameters' ``grad``; under fp16 the loss is scaled first.
 
+        Several ranks exchange their gradients here. Where a global batch cannot be shared evenly, the loss is weighted
+        by this rank's part of the records, which is right for a loss that is a mean over the records.
+
         Args:
             loss: a tensor that depends on parameters; 0-dimensional unless ``gradient`` is given.
             gradient: as in ``torch.Tensor.backward``.
@@ -353,8 +384,12 @@ class TrialContext(RunConfig):
                 "backward got a loss that needs no gradient: nothing would be trained. "
                 "Compute it from a wrapped model's output, outside torch.no_grad() and without detach()."
             )
+        if self.loss_weight != 1.0:
+            loss = weighted(loss, self.loss_weight)
         if self._scaling is not None:
             loss = self._scaling.scale(loss)
+        if self.is_shared:
+            self.parallel.before_backward(loss)
         loss.backward(gradient, retain_graph, create_graph)  # type: ignore[no-untyped-call]
 
     def step_optimizer(
@@ -390,6 +425,8 @@ class TrialContext(RunConfig):
         self.step_was_called = True
         if self.aggregation_frequency > 1 and not self._ends_group(wrapped, auto_zero_grads):
             return
+        if self.is_shared:
+            closure = self._shared(optimizer, closure)
         if scaler is not None or self._scaling is not None:
             stepped = self._step_scaled(wrapped, clip_grads, scaler, closure)
         else:
@@ -453,134 +490,12 @@ class TrialContext(RunConfig):
         Returns:
             The results by name.
         """
-        reduced = self.reducers.reduce(for_training=for_training, gather=self.distributed.allgather)
+        reduced = self.reducers.reduce(for_training=for_training, exchange=self.distributed.exchange)
         return {name: self.rules.metrics.reduced(name, value) for name, value in reduced.items()}
 
     def reset_reducers(self) -> None:
         """Reset the wrapped reducers now; done for you before each window and validation."""
         self.reducers.reset()
-
-    # -- where the run stands ----------------------------------------------------------------
-
-    def current_train_epoch(self) -> int:
-        """Return the index of the epoch that is being trained, from 0.
-
-        Raises:
-            InvalidStateError: training has not begun.
-        """
-        self._stream("current_train_epoch")
-        return self.progress.epochs_trained
-
-    def current_train_batch(self) -> int:
-        """Return the index of the batch that is being trained, from 0 since the run's beginning.
-
-        Raises:
-            InvalidStateError: training has not begun.
-        """
-        self._stream("current_train_batch")
-        return self.progress.batches_trained
-
-    def is_epoch_start(self) -> bool:
-        """Tell whether the batch being trained is the first of its epoch.
-
-        Raises:
-            InvalidStateError: training has not begun.
-        """
-        self._stream("is_epoch_start")
-        return self.progress.batches_in_epoch == 0
-
-    def is_epoch_end(self) -> bool:
-        """Tell whether the batch being trained is the last of its epoch.
-
-        Where the loader's length is unknown the next batch is fetched to answer.
-
-        Raises:
-            InvalidStateError: training has not begun.
-        """
-        return self._stream("is_epoch_end").exhausted()
-
-    def get_initial_batch(self) -> int:
-        """Return how many batches were trained before this ``fit``."""
-        return self._initial_batch
-
-    def get_stop_requested(self) -> bool:
-        """Tell whether a stop was asked for, by you or by a signal."""
-        return self.stop_requested
-
-    def set_stop_requested(self, stop_requested: bool) -> None:
-        """Ask for a stop: the batch is finished, what is due is done, a checkpoint is made, ``fit`` returns.
-
-        Args:
-            stop_requested: True asks, False takes it back.
-
-        Raises:
-            InvalidTypeError: it is no bool.
-        """
-        if not isinstance(stop_requested, bool):
-            raise InvalidTypeError(f"set_stop_requested takes a bool. Received: {stop_requested!r}.")
-        self.stop_requested = stop_requested or self.signalled
-
-    # -- the run's folder and TensorBoard ----------------------------------------------------
-
-    @property
-    def run_dir(self) -> Path:
-        """The run's folder.
-
-        Raises:
-            InvalidStateError: this context has none (it only loads a Trial).
-        """
-        return self.session.folder.path
-
-    def open_checkpoint(self, path: str | os.PathLike[str]) -> Checkpoint:
-        """Open a checkpoint, of this run or another; its files are compared with their checksums as they are read.
-
-        Args:
-            path: its folder, or its URL; a URL is opened with the ``storage_options`` of this run.
-
-        Returns:
-            The checkpoint.
-
-        Raises:
-            CheckpointError: there is none, or it is damaged.
-        """
-        is_remote = "://" in os.fspath(path)
-        options = self.session.storage_options if is_remote else None
-        return Checkpoint.open(path, verify=False, storage_options=options)
-
-    @property
-    def latest_checkpoint(self) -> Path | str | None:
-        """The newest valid checkpoint of the run: a path, a URL on a remote store, or None."""
-        return self.session.latest_checkpoint
-
-    def get_tensorboard_path(self) -> Path:
-        """Return the folder of the run's TensorBoard files."""
-        return self.session.folder.tensorboard
-
-    def get_tensorboard_writer(self) -> Any:
-        """Return the run's ``SummaryWriter``, one a context, for series of your own.
-
-        For a Trial that is only loaded from a checkpoint, and so has no run, it writes nothing.
-        """
-        return self.session.writer
-
-    def get_enable_tensorboard_logging(self) -> bool:
-        """Tell whether trainlab writes its own series to TensorBoard."""
-        return self.session.tensorboard.enabled
-
-    def set_enable_tensorboard_logging(self, enable_tensorboard_logging: bool) -> None:
-        """Switch trainlab's own TensorBoard series on or off.
-
-        Args:
-            enable_tensorboard_logging: True or False.
-
-        Raises:
-            InvalidTypeError: it is no bool.
-        """
-        if not isinstance(enable_tensorboard_logging, bool):
-            raise InvalidTypeError(
-                f"set_enable_tensorboard_logging takes a bool. Received: {enable_tensorboard_logging!r}."
-            )
-        self.session.tensorboard.enabled = enable_tensorboard_logging
 
     def set_profiler(self, *args: Any, **kwargs: Any) -> None:
         """Profile the training with ``torch.profiler``, its trace in the run's TensorBoard folder.
@@ -591,6 +506,29 @@ class TrialContext(RunConfig):
         """
         kwargs.setdefault("on_trace_ready", torch.profiler.tensorboard_trace_handler(str(self.get_tensorboard_path())))
         self._profiler = torch.profiler.profile(*args, **kwargs)
+
+    def channel(self, name: str) -> Channel:
+        """Give the channel of a name to the other ranks, which is opened at the first call.
+
+        Args:
+            name: what it is for.
+
+        Returns:
+            The channel.
+        """
+        if name not in self._channels:
+            self._channels[name] = self.distributed.channel(f"{name} {self._number}")
+        return self._channels[name]
+
+    def batches_left_in_group(self) -> int:
+        """Count the batches until half-accumulated gradients can be saved.
+
+        Sharded models have them in a form of their own until the last batch of a group exchanges them.
+
+        Returns:
+            0 where they can be saved now.
+        """
+        return -self.progress.batches_trained % self.aggregation_frequency if self.parallel.shards else 0
 
     # -- for the Trainer ---------------------------------------------------------------------
 
@@ -607,7 +545,7 @@ class TrialContext(RunConfig):
         """
         self._sealed = True
         self.training_stream = stream
-        self._initial_batch = initial_batch
+        self.initial_batch = initial_batch
         for scheduler in self.wrapped_schedulers:
             scheduler.steps_seen = self.progress.optimizer_steps[scheduler.optimizer_name]
         try:
@@ -622,15 +560,27 @@ class TrialContext(RunConfig):
         Args:
             error: what ended the run, if it did not end well.
         """
-        self.session.close(error)
+        try:
+            self.session.close(error)
+        finally:
+            self.parallel.close()
+            if self.closes_distributed:
+                self.distributed.close()
 
     def __enter__(self) -> "TrialContext":
         """Return the context itself."""
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
-        """Close the run; an exception goes on."""
+        """Close the run; an exception goes on, and the other ranks are told of it.
+
+        Raises:
+            SystemExit: another rank failed; it has told why, and this one ends with it.
+        """
+        error = self._failure_of_others() if error is None else self.distributed.watchdog.end(error)
         self.close(error)
+        if isinstance(error, PeerFailedError):
+            raise SystemExit(1) from None
 
     # -- inner parts -------------------------------------------------------------------------
 
@@ -650,6 +600,31 @@ class TrialContext(RunConfig):
         if wrapped.divides:
             average_gradients(owned_parameters(wrapped.optimizer), self.aggregation_frequency)
         return True
+
+    def _failure_of_others(self) -> PeerFailedError | None:
+        """Wait until all ranks have come to the end of the block, or one of them has failed."""
+        try:
+            self.channel("end").allgather(b"")
+        except PeerFailedError as failure:
+            return failure
+        except DistributedError as error:  # a rank has left the block before its end, and without an error
+            logger.info("The ranks do not end together: %s", error)
+        return None
+
+    def _shared(self, optimizer: torch.optim.Optimizer, closure: Callable[[], Any] | None) -> Callable[[], Any] | None:
+        """See that gradients are those of all ranks, and that an optimizer that searches by the loss finds the same."""
+        if closure is None:
+            self.parallel.before_step(optimizer)
+            return None
+
+        def averaged() -> Any:
+            loss = closure()
+            self.parallel.before_step(optimizer)
+            if not isinstance(loss, torch.Tensor):
+                return loss
+            return self.parallel.average(weighted(loss.detach(), self.loss_weight))
+
+        return averaged
 
     def _step_scaled(self, wrapped: WrappedOptimizer, clip: Any, scaler: Any, closure: Any) -> bool:
         if scaler is not None and self._scaling is not None:
@@ -678,13 +653,6 @@ class TrialContext(RunConfig):
                 optimizer_steps_after=steps,
             )
             wrapped.steps_seen = steps
-
-    def _stream(self, asked: str) -> BatchStream:
-        if self.training_stream is None:
-            raise InvalidStateError(
-                f"{asked} has no answer before training has begun. Call it in train_batch or later."
-            )
-        return self.training_stream
 
     def _refuse_once_sealed(self, call: str) -> None:
         if self._sealed:

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,9 +14,12 @@ from trainlab.metrics import ValidationMetrics, check_full_dataset
 from trainlab.recording import Display, NoDisplay
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
+from trainlab.training.sharing import buffers_kept, uncounted
 from trainlab.training.trial import Trial, checked_length, overrides, takes_batch_idx
 
 __all__ = ["Evaluator"]
+
+_NONE: Any = object()
 
 
 class Evaluator:
@@ -35,9 +39,12 @@ class Evaluator:
         self._trial = trial
         self._context = context
         self._hooks = hooks
-        self._loader = loader
+        self.loader = loader
         self._stream = stream
         self._by_batch = overrides(trial, "evaluate_batch")
+        self._distributed = context.distributed
+        # Where a forward pass is an exchange among the ranks, each has to make as many of them.
+        self._in_step = context.parallel.collective_forward
         self._takes_batch_idx = takes_batch_idx(trial)
 
     def run(self, limit: int | None = None) -> dict[str, Any]:
@@ -52,8 +59,8 @@ class Evaluator:
         for hook in self._hooks.validation_start:
             hook()
         self._context.reset_reducers()
-        with evaluation_mode(self._context.models), torch.no_grad():
-            metrics = self._evaluate_by_batch(limit) if self._by_batch else self._evaluate_at_once(self._loader)
+        with self._evaluation():
+            metrics = self._evaluate_by_batch(limit) if self._by_batch else self._evaluate_at_once(self.loader)
         metrics = self._with_reducers(metrics)
         for hook in self._hooks.validation_end:
             hook(dict(metrics))  # a hook of the user's may change what it gets
@@ -66,12 +73,14 @@ class Evaluator:
             The metrics that a validation will have.
         """
         self._context.reset_reducers()
-        with evaluation_mode(self._context.models), buffers_kept(self._context.models), torch.no_grad():
+        with self._evaluation(), buffers_kept(self._context.models):
             if self._by_batch:
-                metrics = self._collect(1, NoDisplay()).result(self._trial.evaluation_reducer())
+                metrics = self._collect(1, NoDisplay()).result(
+                    self._trial.evaluation_reducer(), self._distributed.exchange
+                )
                 self._stream.close()
             else:
-                metrics = self._evaluate_at_once(_FirstBatch(self._loader))
+                metrics = self._evaluate_at_once(_FirstBatch(self.loader))
         metrics = self._with_reducers(metrics)
         self._context.reset_reducers()
         return metrics
@@ -88,24 +97,59 @@ class Evaluator:
             outputs = collected.outputs()
             for hook in self._hooks.validation_epoch_end:
                 hook(outputs)
-        return dict(collected.result(self._trial.evaluation_reducer()))
+        return dict(collected.result(self._trial.evaluation_reducer(), self._distributed.exchange))
 
     def _evaluate_at_once(self, loader: Any) -> dict[str, Any]:
+        """Evaluate on the chief, while the others wait as long as it lives; where no rank can do it alone, on all."""
+        if self._in_step or self._distributed.size == 1:
+            return self._distributed.broadcast(self._evaluated_here(loader))
+        metrics = self._evaluated_here(loader) if self._distributed.is_chief else None
+        # Not an exchange with a time limit: the chief may take as long as it likes, as long as it lives.
+        told = self._context.channel("validation").broadcast(None if metrics is None else pickle.dumps(metrics))
+        return dict(pickle.loads(told))
+
+    def _evaluated_here(self, loader: Any) -> dict[str, Any]:
         return check_full_dataset(self._trial.evaluate_full_dataset(data_loader=loader), self._context.rules.metrics)
+
+    @contextlib.contextmanager
+    def _evaluation(self) -> Iterator[None]:
+        with self._context.parallel.evaluating(), evaluation_mode(self._context.models), torch.no_grad():
+            yield
 
     def _collect(self, limit: int | None, display: Display) -> ValidationMetrics:
         collected = ValidationMetrics(self._context.rules.metrics)
         self._stream.start_epoch(0)
         total = self._stream.epoch_length
         display.validation_start(total if limit is None or total is None else min(limit, total))
-        for batch_idx, batch in enumerate(itertools.islice(self._stream, limit)):
-            if self._takes_batch_idx:
-                metrics = self._trial.evaluate_batch(batch=batch, batch_idx=batch_idx)
-            else:
-                metrics = self._trial.evaluate_batch(batch=batch)  # type: ignore[call-arg]
-            collected.add(metrics, checked_length(self._trial.get_batch_length(batch)))
-            display.validation_step(batch_idx + 1)
+        shared = self._distributed.data_size > 1
+        for done, batch in enumerate(self._in_rounds(itertools.islice(self._stream, limit))):
+            if batch is _NONE:
+                with uncounted(self._context):
+                    self._evaluated(self._stream.stand_in(), 0)
+                continue
+            number = self._stream.batch_number if shared else done
+            metrics = self._evaluated(batch, number)
+            collected.add(metrics, checked_length(self._trial.get_batch_length(batch)), number)
+            display.validation_step(done + 1)
         return collected
+
+    def _in_rounds(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Give the batches; where a forward pass needs all ranks, ``_NONE`` for each that only others still have."""
+        if not self._in_step:
+            yield from batches
+            return
+        exchange = self._distributed.exchange
+        while True:
+            batch = next(batches, _NONE)
+            (some_rank_has_one,) = exchange.maximum([int(batch is not _NONE)])
+            if not some_rank_has_one:
+                return
+            yield batch
+
+    def _evaluated(self, batch: Any, batch_idx: int) -> Any:
+        if self._takes_batch_idx:
+            return self._trial.evaluate_batch(batch=batch, batch_idx=batch_idx)
+        return self._trial.evaluate_batch(batch=batch)  # type: ignore[call-arg]
 
     def _with_reducers(self, metrics: dict[str, Any]) -> dict[str, Any]:
         reduced = self._context.reduce_metrics(for_training=False)
@@ -145,21 +189,3 @@ def evaluation_mode(models: list[torch.nn.Module]) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
-
-
-@contextlib.contextmanager
-def buffers_kept(models: list[torch.nn.Module]) -> Iterator[None]:
-    """Put every buffer back afterwards, the object and its content: a forward pass may count or average in one.
-
-    Args:
-        models: the models.
-    """
-    modules = [module for model in models for module in model.modules()]
-    kept = [(m, n, b, b.detach().clone()) for m in modules for n, b in m.named_buffers(recurse=False)]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for module, name, buffer, content in kept:
-                setattr(module, name, buffer)
-                buffer.copy_(content)

@@ -1,6 +1,7 @@
 """init: opens a run and gives its context."""
 
 import contextlib
+import functools
 import logging
 import operator
 import os
@@ -14,11 +15,14 @@ import numpy
 import torch
 
 from trainlab import __version__
-from trainlab.distributed import DistributedContext, seed_all
+from trainlab.distributed import DistributedContext, Failure, open_ranks, seed_all
 from trainlab.errors import InvalidTypeError, InvalidValueError
-from trainlab.experiments import RunFolder
+from trainlab.experiments import JoinedFolder, RunFolder
+from trainlab.parallel import DDPOptions, FSDPOptions, make_parallel
 from trainlab.precision import Precision
+from trainlab.recording import LineDisplay
 from trainlab.storage import open_store
+from trainlab.training.agreement import check_given
 from trainlab.training.context import TrialContext
 from trainlab.training.session import Session
 
@@ -45,16 +49,19 @@ def init(
     uneven: str = "scale",
     checkpoint_storage: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    parallel: str = "auto",
+    parallel_options: DDPOptions | FSDPOptions | None = None,
 ) -> TrialContext:
     """Open a run, new or continued, and return its context.
 
     Use it in a ``with`` block, or as a plain call (a notebook): then the run is closed at exit.
-    All random generators are seeded here.
+    All random generators are seeded here. Where the environment says that this process is one of several (torchrun,
+    SLURM), they find each other here, and train together; the same call is made on each.
 
     Args:
         hparams: the hyperparameters by name. Default none.
         exp_conf: a configuration of your own, for ``get_experiment_config``. Default none.
-        distributed: who this process is. Default: found out.
+        distributed: who this process is among several. Default: found out from the environment.
         aggregation_frequency: optimizers step at every so-manieth batch, on summed gradients. Default 1.
         name: the run's name, for its folder ``runs/<name>/…``. Default: the script's name.
         run_dir: the run's folder exactly, or any URL that fsspec knows (``s3://bucket/runs/a``); if it holds a run,
@@ -69,6 +76,9 @@ def init(
         checkpoint_storage: where checkpoints go, a folder or any URL that fsspec knows; of this run alone.
             Default: where those of the run in ``run_dir`` are, else ``checkpoints`` in its folder.
         storage_options: what the file system of the URLs asks for (keys, endpoints), as fsspec has it. Default none.
+        parallel: how several ranks share a model: "ddp" (each has all of it), "fsdp" (each has a part of it), or
+            "auto", which is "ddp" where there are several. Default "auto".
+        parallel_options: a ``trainlab.DDPOptions`` or a ``trainlab.FSDPOptions``. Default: the defaults of these.
 
     Returns:
         The context, to be given to the Trial and to the Trainer.
@@ -77,6 +87,7 @@ def init(
         InvalidValueError: an argument cannot be used.
         InvalidTypeError: an argument has the wrong type.
         RunFolderError: the folder is held by another process, or is no run's.
+        DistributedError: the other processes cannot be reached, or fail.
     """
     return open_context(
         TrialContext,
@@ -94,6 +105,8 @@ def init(
         uneven=uneven,
         checkpoint_storage=checkpoint_storage,
         storage_options=storage_options,
+        parallel=parallel,
+        parallel_options=parallel_options,
     )
 
 
@@ -114,6 +127,8 @@ def open_context(
     uneven: str,
     checkpoint_storage: str | os.PathLike[str] | None = None,
     storage_options: Mapping[str, Any] | None = None,
+    parallel: str = "auto",
+    parallel_options: DDPOptions | FSDPOptions | None = None,
 ) -> TrialContext:
     """Open a run whose context is of a given class; the arguments are those of ``init``.
 
@@ -133,6 +148,8 @@ def open_context(
         uneven: see ``init``.
         checkpoint_storage: see ``init``.
         storage_options: see ``init``.
+        parallel: see ``init``.
+        parallel_options: see ``init``.
 
     Returns:
         The context.
@@ -141,48 +158,134 @@ def open_context(
     _check_types(hparams=hparams, exp_conf=exp_conf, distributed=distributed, run_dir=run_dir)
     _check_aggregation(aggregation_frequency)
     _check_choices(name=name, uneven=uneven, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
-    chosen = Precision(precision, _device(device))
     if run_dir is None:
         run_dir = os.environ.get("TRAINLAB_RUN_DIR") or None
     _check_storage(checkpoint_storage, storage_options, run_dir)
-    folder = RunFolder.open(
-        name=_script_name() if name is None else name,
-        run_dir=run_dir,
-        storage_options=storage_options if _is_url(run_dir) else None,
-    )
+    device = _device(device)
     with contextlib.ExitStack() as undone:
-        undone.callback(folder.close)
-        begun_with = folder.record.get("seed")
-        seed = begun_with if seed is None and isinstance(begun_with, int) else default_seed
-        checkpoint_storage = _remembered_storage(folder, checkpoint_storage)
-        session = Session(
-            folder,
-            progress=progress,
-            enable_tensorboard_logging=enable_tensorboard_logging,
-            checkpoint_storage=checkpoint_storage,
-            storage_options=storage_options,
-        )
-        undone.callback(session.close)
-        context = context_class(
-            hparams=hparams,
-            exp_conf=exp_conf,
-            distributed=DistributedContext() if distributed is None else distributed,
-            seed=seed,
-            aggregation_frequency=aggregation_frequency,
-            precision=chosen,
-            uneven=uneven,
-            session=session,
-        )
-        if hparams is not None or not folder.params_file.exists():
-            folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
-        storage = None if checkpoint_storage is None else session.checkpoints.url
-        folder.write_record(
-            seed=seed, device=str(chosen.device), versions=versions(), checkpoint_storage=storage, status="running"
-        )
-        folder.push()
+        is_ours = distributed is None
+        if distributed is None:
+            distributed = undone.enter_context(open_ranks(device))
+        with distributed.guard():
+            distributed.phase("open")
+            chosen = Precision(precision, _device_of_rank(device))
+            folder, told = _open_folder(
+                distributed,
+                name=_script_name() if name is None else name,
+                run_dir=run_dir,
+                storage_options=storage_options if _is_url(run_dir) else None,
+                seed=seed,
+                default_seed=default_seed,
+                checkpoint_storage=checkpoint_storage,
+                given={
+                    "precision": precision,
+                    "device type": device.type,
+                    "aggregation_frequency": aggregation_frequency,
+                    "uneven": uneven,
+                    "parallel": parallel,
+                    "parallel_options": repr(parallel_options),
+                },
+            )
+            undone.callback(folder.close)
+            seed, checkpoint_storage = told["seed"], told["checkpoint_storage"]
+            assert seed is not None  # the chief chose one; kept for the type checker
+            session = Session(
+                folder,
+                distributed=distributed,
+                progress=progress,
+                enable_tensorboard_logging=enable_tensorboard_logging,
+                checkpoint_storage=checkpoint_storage,
+                storage_options=storage_options,
+            )
+            undone.callback(session.close)
+            context = context_class(
+                hparams=hparams,
+                exp_conf=exp_conf,
+                distributed=distributed,
+                seed=seed,
+                aggregation_frequency=aggregation_frequency,
+                precision=chosen,
+                uneven=uneven,
+                session=session,
+                parallel=make_parallel(parallel, parallel_options, distributed, chosen.device),
+            )
+            if hparams is not None or not folder.params_file.exists():
+                folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
+            storage = None if checkpoint_storage is None else session.checkpoints.url
+            folder.write_record(
+                seed=seed,
+                device=str(chosen.device),
+                ranks=distributed.size,
+                versions=versions(),
+                checkpoint_storage=storage,
+                status="running",
+            )
+            folder.push()
+            context.closes_distributed = is_ours
+            distributed.watchdog.on_failure(functools.partial(_note_failure, context))
         undone.pop_all()
-    seed_all(seed)
+    seed_all(seed)  # the same on all ranks, for their models are to begin alike; they part when training begins
     return context
+
+
+def _open_folder(
+    distributed: DistributedContext,
+    *,
+    name: str,
+    run_dir: str | os.PathLike[str] | None,
+    storage_options: Mapping[str, Any] | None,
+    seed: int | None,
+    default_seed: int,
+    checkpoint_storage: str | os.PathLike[str] | None,
+    given: dict[str, Any],
+) -> tuple[RunFolder, dict[str, Any]]:
+    """Open the run's folder on the chief, and join it on the other ranks; what the chief chose holds for all."""
+    opened: list[RunFolder] = []
+
+    def on_chief() -> dict[str, Any]:
+        folder = RunFolder.open(name=name, run_dir=run_dir, storage_options=storage_options)
+        try:
+            begun_with = folder.record.get("seed")
+            told = {
+                "folder": folder.told,
+                "given": given,
+                "seed": begun_with if seed is None and isinstance(begun_with, int) else default_seed,
+                "checkpoint_storage": _remembered_storage(folder, checkpoint_storage),
+            }
+        except BaseException:
+            folder.close()
+            raise
+        opened.append(folder)
+        return told
+
+    told = distributed.on_chief(on_chief)
+    # A rank that is given no seed takes the chief's.
+    check_given(
+        {"seed": told["seed"] if seed is None else seed, **given},
+        {"seed": told["seed"], **told["given"]},
+        distributed.rank,
+    )
+    return (opened[0] if distributed.is_chief else JoinedFolder(told["folder"], distributed.rank)), told
+
+
+def _note_failure(context: TrialContext, failure: Failure) -> None:
+    """Write into the run's log and record what went wrong first; its own rank shows the traceback on the console."""
+    ranks = context.distributed
+    if not context.session.is_open:
+        return
+    headline = failure.headline(ranks.size)
+    logger.log(logging.ERROR if ranks.is_chief and failure.rank != 0 else logging.INFO, "%s", headline)
+    if ranks.is_chief:
+        if failure.traceback:
+            logger.info("The traceback of rank %d:\n%s", failure.rank, failure.traceback)
+        context.session.note_failure(headline)
+    elif failure.rank == 0 and failure.kind in ("killed", "frozen", "ended") and _is_first_beside_chief(ranks):
+        LineDisplay().say(f"ERROR: {headline}")  # which the chief shows no more
+
+
+def _is_first_beside_chief(ranks: DistributedContext) -> bool:
+    """Tell whether this is the first of its host's ranks, the chief left out."""
+    return ranks.local_rank == int(ranks.cross_rank == 0)
 
 
 def versions() -> dict[str, str]:
@@ -275,10 +378,16 @@ def _checked_seed(seed: Any) -> int:
     return number
 
 
+def _device_of_rank(device: torch.device) -> torch.device:
+    if device == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())  # which the ranks of a node have shared out
+    return device
+
+
 def _device(device: str | torch.device | None) -> torch.device:
     if device is None:
         if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
+            return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)

@@ -1,6 +1,10 @@
 """What a fit needs before its first batch: arguments checked, loaders opened, a checkpoint to go on from."""
 
+import contextlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +25,15 @@ from trainlab.training.context import TrialContext
 from trainlab.training.evaluation import Evaluator
 from trainlab.training.trial import Trial, check_trial, overrides
 
-__all__ = ["check_choices", "check_open", "check_trainable", "open_evaluator", "open_stream", "resume_point"]
+__all__ = [
+    "check_choices",
+    "check_open",
+    "check_trainable",
+    "folder_of_try",
+    "open_evaluator",
+    "open_stream",
+    "resume_point",
+]
 
 POLICIES = ("best", "all", "none")
 
@@ -173,10 +185,32 @@ def open_stream(context: TrialContext, loader: Any, role: str) -> BatchStream:
         device=context.device,
         data_rank=context.distributed.data_rank,
         data_size=context.distributed.data_size,
+        deal="pieces" if role == "training" else "batches",
+        uneven=context.uneven,
+        exchange=context.distributed.side_exchange,
         cut_by_len=role == "training" and context.rules.cuts_epochs_by_len,
         role=role,
         warn=context.rules.warns_of_foreign_loader(loader, checks_enabled=context.checks_loaders),
     )
+
+
+@contextlib.contextmanager
+def folder_of_try(context: TrialContext) -> Iterator[str]:
+    """Give a folder for the checkpoint that is only tried, which all ranks see; nothing of it is left.
+
+    Args:
+        context: the run's context.
+
+    Yields:
+        Its path.
+    """
+    inside = None if context.distributed.size == 1 else context.run_dir
+    folder = context.distributed.on_chief(lambda: tempfile.mkdtemp(prefix=".test-mode-", dir=inside))
+    try:
+        yield folder
+    finally:
+        if context.distributed.is_chief:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def open_evaluator(

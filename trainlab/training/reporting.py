@@ -5,6 +5,7 @@ import math
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ class Reporter:
         self._records_before = 0
         self._warned_unstepped = False
         self.window = RunningMetrics(context.rules.metrics)
+        # Gives the records that the loop did not count, for only all ranks together know them.
+        self.take_count: Callable[[], int] = int
 
     def start_window(self) -> None:
         """Begin a training window: reducers anew, the clock anew."""
@@ -50,7 +53,11 @@ class Reporter:
         context, progress = self._context, self._context.progress
         batches, seconds = len(self.window), max(time.perf_counter() - self._began, 1e-9)
         first = progress.batches_trained - batches
-        window = self.window.collect(first, want_batches=bool(self._hooks.training_workload_end))
+        window = self.window.collect(
+            first,
+            want_batches=bool(self._hooks.training_workload_end),
+            exchange=context.distributed.exchange if context.distributed.size > 1 else None,
+        )
         self._warn_of_non_finite(window.non_finite, first)
         self._warn_of_unstepped()
         reduced = context.reduce_metrics(for_training=True)
@@ -60,6 +67,7 @@ class Reporter:
         if not_finite := sorted(name for name, value in reduced.items() if _is_not_finite(value)):
             last = progress.batches_trained - 1
             logger.warning("NaN or infinity in what reducers gave for batches %d to %d: %s.", first, last, not_finite)
+        progress.records_trained += self.take_count()
         records = checked_length(progress.records_trained - self._records_before)
         progress.records_trained = self._records_before + records
         perf = {"batches_per_second": batches / seconds, "records_per_second": records / seconds}
@@ -134,12 +142,12 @@ def say_where(context: TrialContext, last_checkpoint: Path | str | None, *, test
     if test_mode:
         context.session.display.say("Test mode: one batch was trained, and a checkpoint written and read back.")
         return
-    command, place = shlex.join(sys.orig_argv), str(context.session.folder.place)
-    text = (
-        f"Run folder: {place}\nLast checkpoint: {last_checkpoint}\n"
-        f"To go on from it: TRAINLAB_RUN_DIR={shlex.quote(place)} {command}"
-    )
-    unseen = isinstance(context.session.display, NoDisplay)
+    place = str(context.session.folder.place)
+    how = f"TRAINLAB_RUN_DIR={shlex.quote(place)} {shlex.join(sys.orig_argv)}"
+    if context.distributed.size > 1:
+        how = f"start it again, on any number of ranks, with TRAINLAB_RUN_DIR={shlex.quote(place)}"
+    text = f"Run folder: {place}\nLast checkpoint: {last_checkpoint}\nTo go on from it: {how}"
+    unseen = isinstance(context.session.display, NoDisplay) and context.distributed.is_chief
     # A warning would not do: it goes to the run's log alone where nobody set up logging.
     (LineDisplay() if stopped and unseen else context.session.display).say(text)
     logger.info("%s", text)

@@ -9,9 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.checkpoint import latest_checkpoint, remove_rubbish
+from trainlab.distributed import DistributedContext
 from trainlab.errors import InvalidStateError, RunFolderError, TrainlabError
 from trainlab.experiments import FolderLock, RunFolder, take_lock
-from trainlab.recording import Display, JsonlBackend, LineDisplay, Recorder, TensorBoardBackend, make_display
+from trainlab.recording import (
+    Backend,
+    Display,
+    JsonlBackend,
+    LineDisplay,
+    NoDisplay,
+    Recorder,
+    TensorBoardBackend,
+    make_display,
+)
 from trainlab.storage import Store, open_store
 
 __all__ = ["Session"]
@@ -22,8 +32,11 @@ logger = logging.getLogger("trainlab.training")
 class Session:
     """A run's folder, its recorder and its display, opened together and closed together.
 
+    Of several ranks the chief has them all; the others have a log, and nothing that writes or shows anything else.
+
     Args:
-        folder: the run's folder, locked by this process; None for a context that only loads a Trial.
+        folder: the run's folder, locked by the chief; None for a context that only loads a Trial.
+        distributed: who this process is among the run's processes. Default: alone.
         progress: whether to show a bar or lines.
         enable_tensorboard_logging: whether trainlab writes its own TensorBoard series.
         checkpoint_storage: where the checkpoints are; None for the folder's own place.
@@ -42,6 +55,7 @@ class Session:
         self,
         folder: RunFolder | None,
         *,
+        distributed: DistributedContext | None = None,
         progress: bool,
         enable_tensorboard_logging: bool,
         checkpoint_storage: str | os.PathLike[str] | None = None,
@@ -51,7 +65,9 @@ class Session:
         self.storage_options = storage_options
         self.latest_checkpoint: Path | str | None = None
         self.last_checkpoint: Path | str | None = None
-        self.display = make_display(progress)
+        self._distributed = DistributedContext() if distributed is None else distributed
+        self.is_chief = self._distributed.is_chief
+        self.display = make_display(progress) if self.is_chief else NoDisplay()
         self.ended_by: BaseException | None = None
         self._closed = folder is None
         self._pid = os.getpid()
@@ -59,19 +75,15 @@ class Session:
             return
         place = folder.checkpoints_place if checkpoint_storage is None else checkpoint_storage
         self.checkpoints = open_store(place, storage_options if "://" in os.fspath(place) else None)
-        self._storage_lock = _lock_of(self.checkpoints, folder)
-        try:
-            remove_rubbish(self.checkpoints)
-            self.latest_checkpoint = latest_checkpoint(self.checkpoints)
-        except BaseException:
-            if self._storage_lock is not None:
-                self._storage_lock.release()
-            raise
+        self._storage_lock: FolderLock | None = None
+        self.latest_checkpoint = self._distributed.on_chief(self._take_storage)
         self._tensorboard = TensorBoardBackend(folder.tensorboard)
         self._tensorboard.enabled = enable_tensorboard_logging
-        self.recorder = Recorder(folder.path, [JsonlBackend(folder.metrics_file), self._tensorboard])
+        backends: list[Backend] = [JsonlBackend(folder.metrics_file), self._tensorboard] if self.is_chief else []
+        self.recorder = Recorder(folder.path, backends)
         folder.attach_log()
-        self._warnings = _Warnings(self.display if progress else LineDisplay())
+        shown = LineDisplay() if self.is_chief and not progress else self.display
+        self._warnings = _Warnings(shown)
         logging.getLogger("trainlab").addHandler(self._warnings)
         atexit.register(self.close)
 
@@ -100,8 +112,8 @@ class Session:
 
     @property
     def writer(self) -> Any:
-        """The run's ``SummaryWriter``; without a run one that writes nothing."""
-        return _NoWriter() if self._folder is None else self._tensorboard.writer
+        """The run's ``SummaryWriter``; one that writes nothing without a run, and on the other ranks than the chief."""
+        return self._tensorboard.writer if self._folder is not None and self.is_chief else _NoWriter()
 
     @property
     def is_open(self) -> bool:
@@ -120,6 +132,28 @@ class Session:
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 os.fsync(file.fileno())
         self.folder.push()
+
+    def _take_storage(self) -> Path | str | None:
+        """Lock the folder of checkpoints, tidy it up, and find the newest that is whole."""
+        self._storage_lock = _lock_of(self.checkpoints, self.folder)
+        try:
+            remove_rubbish(self.checkpoints)
+            return latest_checkpoint(self.checkpoints)
+        except BaseException:
+            if self._storage_lock is not None:
+                self._storage_lock.release()
+            raise
+
+    def note_failure(self, told: str) -> None:
+        """Write down at once that the run has failed: this process may not come to its end in order.
+
+        Args:
+            told: what went wrong.
+        """
+        try:
+            self.folder.write_record(status="failed", error=told)
+        except (OSError, TrainlabError) as error:  # what went wrong is told elsewhere, too
+            logger.info("The run's record could not be written: %s", error)
 
     def close(self, error: BaseException | None = None) -> None:
         """Close the files and the lock, and write down how the run ended.

@@ -47,7 +47,8 @@ class StopSignals:
             raise KeyboardInterrupt
         if self.received is None or number == signal.SIGINT:
             self.received = number
-        self._context.stop_requested = self._context.signalled = True
+        self._context.signalled = True
+        self._context.ask_to_stop()
         # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice. Where no one reads it any
         # more (Ctrl-C ends `tee` too, a terminal was closed), the run is still to be saved.
         with contextlib.suppress(OSError):

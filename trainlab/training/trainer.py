@@ -3,33 +3,39 @@
 A boundary is the instant after a finished batch at which something is due (a report, a validation, a
 checkpoint, the end) or a stop was asked for. Only there are metrics copied to the host, files written and
 the slow hooks called. Between two boundaries the loop does nothing but fetch a batch, train it and count,
-and at the end of an epoch call the hooks of epochs.
+and at the end of an epoch call the hooks of epochs. Several ranks agree on a stop at each boundary, and about once a
+second in between.
 """
 
+import contextlib
 import logging
 import os
-import tempfile
+from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
 from trainlab.checkpoint import Checkpoint, CheckpointWriter, Retention, SaveMode
-from trainlab.distributed import RngState, preserved_rng
+from trainlab.distributed import RngState, derive_seed, preserved_rng, seed_all
 from trainlab.schedule import Action, Batch, Plan, TrainUnit
 from trainlab.storage import open_store
+from trainlab.training.agreement import Agreement
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.checkpointing import Checkpointing, content_of, reading, weights_loaded_for_a_while
+from trainlab.training.comparing import compare_ranks
 from trainlab.training.context import TrialContext
 from trainlab.training.judging import Judge
 from trainlab.training.opening import (
     check_choices,
     check_open,
     check_trainable,
+    folder_of_try,
     open_evaluator,
     open_stream,
     resume_point,
 )
 from trainlab.training.reporting import Reporter, say_where
 from trainlab.training.result import FitResult
+from trainlab.training.sharing import SharedStep
 from trainlab.training.signals import StopSignals
 from trainlab.training.trial import Trial, check_trial, checked_length
 
@@ -57,6 +63,9 @@ class Trainer:
         check_trainable(trial, context)
         self._trial = trial
         self.context = context
+        # The signal that ended the last fit, 0 for none; whether a checkpoint was due where none can be made.
+        self._signal = 0
+        self._owes_checkpoint = False
 
     def fit(
         self,
@@ -131,7 +140,7 @@ class Trainer:
             self._plan = Plan(max_length=Batch(first_batch + 1), reporting_period=reporting_period)
         self._policy = context.rules.checkpoint_policy(checkpoint_policy, metric)
         self._judge = Judge(metric, smaller_is_better)
-        self._test_mode = test_mode
+        self._test_mode, self._step_zero = test_mode, step_zero_validation
         self._untried = context.rules.tries_checkpoint and not test_mode
         self._write_options: dict[str, Any] = {
             "mode": checkpoint_mode if context.rules.writes_beside_training else "sync",
@@ -143,7 +152,10 @@ class Trainer:
             logger.info("No metric is named to fit, so that no best checkpoint is kept. Name one: fit(metric='loss').")
         with ExitStack() as closing:
             closing.push(self._end)
+            closing.enter_context(context.distributed.guard())
+            closing.push(self._name_batch)
             signals = closing.enter_context(StopSignals(context))
+            self._tell_phase("start")
             self._open(closing, checkpoint, first_batch)
             if not step_zero_validation or first_batch > 0:
                 self._try_validation()
@@ -151,30 +163,35 @@ class Trainer:
                 hook()
             if self._rng is not None:
                 self._rng.restore()
+            elif context.distributed.rank > 0 and (first_batch == 0 or checkpoint is not None):
+                seed_all(derive_seed(context.get_trial_seed(), "rank", context.distributed.rank, first_batch))
             if step_zero_validation and first_batch == 0:
                 self._validate()
             context.uncertain = True
             if progress.batches_in_epoch:
                 context.stream_state = None  # used by _open
-            self._train()
+            self._train(signals)
             context.uncertain = test_mode
         logger.info("Trained up to batch %d.", progress.batches_trained)
-        say_where(context, context.session.last_checkpoint, test_mode=test_mode, stopped=signals.received is not None)
-        if signals.received is not None:
+        say_where(context, context.session.last_checkpoint, test_mode=test_mode, stopped=self._signal > 0)
+        if self._signal:
             # Raised here, where everything is closed; the run's record is written when the context closes.
-            context.session.ended_by = SystemExit(128 + signals.received)
+            context.session.ended_by = SystemExit(128 + self._signal)
+            context.distributed.watchdog.expect_exit()
             raise context.session.ended_by
         return self._result()
 
     # -- the loop ----------------------------------------------------------------------------
 
-    def _train(self) -> None:
+    def _train(self, signals: StopSignals) -> None:
         """Train from boundary to boundary until the end or a stop; whatever ends it, a checkpoint is there."""
         context, progress = self.context, self.context.progress
         first_batch = progress.batches_trained
+        self._tell_phase("train")
         while not self._plan.finished(progress):
-            self._train_to_boundary()
+            self._train_to_boundary(signals)
             self._at_boundary()
+            self._agree(signals)
             if context.stop_requested:
                 break
         self._checkpointing.settle(wait=True)
@@ -183,7 +200,7 @@ class Trainer:
         if progress.batches_trained > first_batch:
             self.context.stream_state = self._batches.state_dict()
 
-    def _train_to_boundary(self) -> None:
+    def _train_to_boundary(self, signals: StopSignals) -> None:
         """Train one window of batches, over the ends of epochs at which nothing is due."""
         context, progress = self.context, self.context.progress
         self._reporter.start_window()
@@ -192,20 +209,26 @@ class Trainer:
         while True:
             if progress.batches_in_epoch == 0:
                 self._start_epoch()
-            until = self._plan.next_boundary(progress, self._batches.epoch_length)
+            until = self._agreement.until(self._plan.next_boundary(progress, self._batches.epoch_length))
+            if self._owes_checkpoint:
+                until = progress.batches_trained + context.batches_left_in_group()
+            if context.parallel.shards:
+                context.exchanges_at = self._plan.end(progress, self._batches.epoch_length)
             self._train_batches(progress.batches_trained + 1 if self._untried else until)
             if self._untried:
                 self._try_checkpoint()
             # Asked, rather than seen: the epoch's last batch may be the boundary's, and nobody may know its length.
             if self._batches.exhausted():
                 self._end_epoch()
-            if context.stop_requested or self._plan.due(progress):
+            if progress.batches_trained == self._agreement.next_batch and not self._plan.due(progress):
+                self._agree(signals)
+            if context.stop_requested or self._plan.due(progress) or self._can_settle_debt():
                 return
 
     def _train_batches(self, until: int | None) -> None:
         """Train up to the batch number ``until`` or to the epoch's end: the path of every batch."""
         context, progress = self.context, self.context.progress
-        train_batch, count_records = self._trial.train_batch, self._trial.get_batch_length
+        train_batch, count_records = self._train_batch, self._count_records
         step_schedulers, keep_metrics = context.end_batch, self._reporter.window.add
         for batch in self._batches:
             metrics = train_batch(batch=batch, epoch_idx=progress.epochs_trained, batch_idx=progress.batches_trained)
@@ -246,21 +269,43 @@ class Trainer:
         if not progress.at_epoch_end:
             progress.records_in_epoch = self._batches.position()
         due = self._plan.due(progress)
-        self._checkpointing.settle()
+        if self._agreement.is_alone:
+            self._checkpointing.settle()
         if progress.last_report_batch != progress.batches_trained:
             self._reporter.report()
         is_best = False
         if Action.VALIDATE in due and self._evaluator is not None:
             is_best = self._judge.note(self._validate(), progress)
         by_policy = Action.VALIDATE in due and (self._policy == "all" or (self._policy == "best" and is_best))
-        if Action.CHECKPOINT in due or by_policy:
-            self._checkpoint(final=self._plan.finished(progress) or context.stop_requested)
+        if Action.CHECKPOINT in due or by_policy or self._owes_checkpoint:
+            ends = self._plan.finished(progress) or context.stop_requested
+            self._owes_checkpoint = bool(context.batches_left_in_group()) and not ends
+            if not self._owes_checkpoint:
+                if context.batches_left_in_group() and context.exchanges_at != progress.batches_trained:
+                    logger.warning(
+                        "The training ends at batch %d, which could not be foreseen, in the middle of an accumulation: "
+                        "its gradients so far are not in the last checkpoint.",
+                        progress.batches_trained,
+                    )
+                self._checkpoint(final=ends)
+
+    def _agree(self, signals: StopSignals) -> None:
+        """Let all ranks see a stop, and a checkpoint that is durable, at the same batch."""
+        settled = self._agreement.reach(received=signals.received or 0, is_settled=self._checkpointing.is_settled)
+        self._signal = self._agreement.signal
+        if settled:
+            self._checkpointing.settle()
+
+    def _can_settle_debt(self) -> bool:
+        """Tell whether a checkpoint that was due in the middle of an accumulation can be made now."""
+        return self._owes_checkpoint and not self.context.batches_left_in_group()
 
     def _validate(self) -> dict[str, Any]:
         """Validate, and tell everyone."""
         assert self._evaluator is not None  # the callers' condition; kept for the type checker
         progress = self.context.progress
-        metrics = self._evaluator.run(limit=1 if self._test_mode else None)
+        with self._in_phase("validate"):
+            metrics = self._evaluator.run(limit=1 if self._test_mode else None)
         self._reporter.report_validation(metrics)
         progress.last_validation_batch = progress.batches_trained
         progress.validation_metrics = metrics
@@ -268,9 +313,10 @@ class Trainer:
 
     def _checkpoint(self, *, final: bool) -> None:
         """Make a checkpoint, which is written while training goes on, but for the final one."""
-        self._checkpointing.save(final=final or self._test_mode)
-        if self._test_mode:
-            self._checkpointing.read_back()
+        with self._in_phase("checkpoint"):
+            self._checkpointing.save(final=final or self._test_mode)
+            if self._test_mode:
+                self._checkpointing.read_back()
 
     def _try_checkpoint(self) -> None:
         """Find out whether the state can be saved at all, as soon as an optimizer has a state."""
@@ -294,15 +340,24 @@ class Trainer:
         self._batches = open_stream(context, loader, "training")
         closing.callback(self._batches.close)
         self._evaluator = open_evaluator(trial, context, hooks, closing, required=self._validates)
+        self._compare_ranks(loader, checkpoint)
         self._reporter = Reporter(context, hooks, records=not self._test_mode)
+        self._train_batch, self._count_records = trial.train_batch, trial.get_batch_length
+        if context.is_shared:
+            shared = SharedStep(trial, context, self._batches, self._reporter.window)
+            self._train_batch, self._count_records = shared, shared.count_records
+            self._reporter.take_count = shared.take_count
         store = context.session.checkpoints
         if self._test_mode:
-            store = open_store(closing.enter_context(tempfile.TemporaryDirectory()))
+            store = open_store(closing.enter_context(folder_of_try(context)))
         writer = CheckpointWriter(
             store,
             pinned=context.device.type == "cuda",
             whole=context.latest_checkpoint,
             before_publish=_nothing if self._test_mode else context.session.secure_series,
+            channel=context.channel("checkpoint"),
+            rank=context.distributed.rank,
+            ranks=context.distributed.size,
             **self._write_options,
         )
         if hooks.checkpoint_write_end and self._write_options["mode"] != "sync":
@@ -318,6 +373,7 @@ class Trainer:
                 self._restore(checkpoint)
         elif first_batch == 0 and not self._test_mode:
             context.session.recorder.restore(None)
+        context.parallel.start()  # with the gradients of a half-done accumulation in their place
         if progress.batches_in_epoch:
             with preserved_rng():  # a second fit goes on with the generators as they are
                 self._batches.start_epoch(
@@ -327,24 +383,53 @@ class Trainer:
                     state=context.stream_state,
                 )
         self._steps_at_start, self._batches_tried = sum(progress.optimizer_steps.values()), 0
+        self._agreement, self._owes_checkpoint, self._signal = Agreement(context), False, 0
         closing.enter_context(context.training(self._batches, first_batch))
         closing.callback(context.session.display.close)
         context.session.display.start(progress, self._plan, lambda: self._batches.epoch_length)
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         logger.info("Resuming from %s.", checkpoint.path)
-        content = content_of(checkpoint, self.context.state_classes)
+        content = content_of(checkpoint, self.context.state_classes, self.context)
         self.context.uncertain = True
         self._checkpointing.restore(checkpoint, content)
         if not self._test_mode:
             with reading(checkpoint, "recording"):
                 self.context.session.recorder.restore(content["recording"])
         self.context.stream_state = content["stream"]
-        with reading(checkpoint, "rng_state"), preserved_rng():
-            self._rng = RngState.from_state_dict(content["rng_state"])
-            self._rng.restore()  # to see that the generators take it
+        if content["rng_state"]:
+            with reading(checkpoint, "rng_state"), preserved_rng():
+                self._rng = RngState.from_state_dict(content["rng_state"])
+                self._rng.restore()  # to see that the generators take it
         checkpoint.verify()  # files that a callback added, too
         self.context.session.last_checkpoint = checkpoint.path
+
+    def _compare_ranks(self, loader: Any, checkpoint: Checkpoint | None) -> None:
+        options = {
+            **self._write_options,
+            "checkpoint_policy": self._policy,
+            "step_zero_validation": self._step_zero,
+            "test_mode": self._test_mode,
+            "latest_checkpoint": None if checkpoint is None else checkpoint.name,
+        }
+        validation_loader = None if self._evaluator is None else self._evaluator.loader
+        compare_ranks(self._trial, self.context, loader, validation_loader, self._plan, options)
+
+    @contextlib.contextmanager
+    def _in_phase(self, name: str) -> Iterator[None]:
+        """Let the watchdogs of the ranks know what this one is doing."""
+        self._tell_phase(name)
+        yield
+        self._tell_phase("train")
+
+    def _tell_phase(self, name: str) -> None:
+        self._phase = name
+        self.context.distributed.phase(name, self.context.progress.batches_trained if name != "start" else None)
+
+    def _name_batch(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Let an error be told with its batch, of which the watchdogs know only every second or so."""
+        if error is not None and self._phase == "train":
+            self.context.distributed.phase("train", self.context.progress.batches_trained)
 
     def _try_validation(self) -> None:
         """Evaluate one batch before training, so that a mistake there is found now; it leaves no trace."""
@@ -386,7 +471,9 @@ class Trainer:
         check_open(self.context)
         check_trial(self._trial, validates=True)
         with ExitStack() as closing:
+            closing.enter_context(self.context.distributed.guard())
             closing.enter_context(preserved_rng())
+            self.context.parallel.start()
             hooks = CallbackHooks(self._trial.build_callbacks())
             hooks.startup(closing, self.context.progress.batches_trained, None)
             if latest_checkpoint is not None:
