@@ -59,14 +59,16 @@ class MacroRecall(pytorch.MetricReducer):
 class BestAccuracy(pytorch.PyTorchCallback):
     """Remembers the best accuracy, over interruptions too, and tells of it at the end."""
 
-    def __init__(self) -> None:
+    def __init__(self, context: pytorch.PyTorchTrialContext) -> None:
+        self.context = context
         self.best = 0.0
 
     def on_validation_end(self, metrics: dict[str, Any]) -> None:
         self.best = max(self.best, float(metrics["accuracy"]))
 
     def on_trial_shutdown(self) -> None:
-        print(f"Best test accuracy: {self.best:.1%}")
+        if self.context.distributed.get_rank() == 0:
+            print(f"Best test accuracy: {self.best:.1%}")
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -111,7 +113,7 @@ class DigitsTrial(pytorch.PyTorchTrial):
         return pytorch.DataLoader(DigitsDataset(train=False), batch_size=self.batch_size)
 
     def build_callbacks(self) -> dict[str, pytorch.PyTorchCallback]:
-        return {"best_accuracy": BestAccuracy()}
+        return {"best_accuracy": BestAccuracy(self.context)}
 
     def train_batch(self, batch: pytorch.TorchData, epoch_idx: int, batch_idx: int) -> dict[str, Any]:
         images, labels = batch

@@ -2,6 +2,7 @@
 
 python examples/digits.py                   a new run, in a folder under runs/
 python examples/digits.py --run-dir FOLDER  goes on with the run in FOLDER, or begins one there
+torchrun --nproc-per-node 2 examples/digits.py  the same on two processes
 """
 
 import argparse
@@ -39,7 +40,6 @@ class DigitsTrial(trainlab.Trial):
             nn.Flatten(),
             nn.Linear(32 * 4 * 4, 64),
             nn.ReLU(),
-            nn.Dropout(0.2),
             nn.Linear(64, 10),
         )
 
@@ -85,7 +85,8 @@ def main():
             smaller_is_better=False,
             latest_checkpoint=context.latest_checkpoint,
         )
-    print(f"Test accuracy: {result.metrics['accuracy']:.1%} (best: {result.best_metric:.1%})")
+    if context.distributed.is_chief:
+        print(f"Test accuracy: {result.metrics['accuracy']:.1%} (best: {result.best_metric:.1%})")
 
 
 if __name__ == "__main__":

@@ -87,8 +87,9 @@ def main():
             checkpoint_period=Epoch(50),
             latest_checkpoint=context.latest_checkpoint,
         )
-    print(f"Steps: {result.progress.optimizer_steps}, distance: {result.metrics['distance']:.2f}. A drawn digit:")
-    print(as_text(trial.draw(trial.images[:1]).detach()))
+    if context.distributed.is_chief:
+        print(f"Steps: {result.progress.optimizer_steps}, distance: {result.metrics['distance']:.2f}. A drawn digit:")
+        print(as_text(trial.draw(trial.images[:1]).detach()))
 
 
 if __name__ == "__main__":

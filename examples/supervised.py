@@ -61,7 +61,8 @@ def main():
             metric="loss",
             latest_checkpoint=context.latest_checkpoint,
         )
-    print(f"Test accuracy: {result.metrics['accuracy']:.1%}")
+    if context.distributed.is_chief:
+        print(f"Test accuracy: {result.metrics['accuracy']:.1%}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 python examples/tiny_gpt.py                   a new run, in a folder under runs/
 python examples/tiny_gpt.py --run-dir FOLDER  goes on with the run in FOLDER, or begins one there
+torchrun --nproc-per-node 2 examples/tiny_gpt.py --parallel fsdp  on two processes, each with a part of the model
 """
 
 import argparse
@@ -15,7 +16,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 import trainlab
-from trainlab import Batch, LRScheduler
+from trainlab import Batch, FSDPOptions, LRScheduler
 
 CHARACTERS = 128  # ASCII
 LENGTH = 128  # characters that the model looks back on
@@ -51,18 +52,22 @@ class TinyGpt(nn.Module):
 
 
 class ShowSample(trainlab.Callback):
-    """Prints what the model writes at each validation, and keeps it in TensorBoard."""
+    """Prints what the model writes at each validation, and keeps it in TensorBoard.
+
+    All processes let the model write, for under FSDP none can call it alone; the chief shows what it wrote.
+    """
 
     def __init__(self, model, context):
         self.model, self.context = model, context
 
     def on_validation_epoch_end(self, outputs):
-        text = next(iter(self.model.parameters())).new_tensor([list(b"def ")], dtype=torch.long)
+        text = self.context.to_device(torch.tensor([list(b"def ")]))
         for _ in range(200):
             likely = self.model(text[:, -LENGTH:])[:, -1].softmax(-1)
             text = torch.cat([text, torch.multinomial(likely, 1)], dim=1)
         sample, batch = bytes(text[0].tolist()).decode(), self.context.progress.batches_trained
-        print(f"--- after {batch} batches\n{sample}\n---")
+        if self.context.distributed.is_chief:
+            print(f"--- after {batch} batches\n{sample}\n---")
         self.context.get_tensorboard_writer().add_text("sample", f"```\n{sample}\n```", batch)
 
 
@@ -121,6 +126,7 @@ def main():
     parser.add_argument("--quick", dest="batches", action="store_const", const=8, help="the same as --batches 8")
     parser.add_argument("--lr", type=float, default=3e-3, help="the highest learning rate (default: 0.003)")
     parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32", help="(default: fp32)")
+    parser.add_argument("--parallel", choices=("auto", "ddp", "fsdp"), default="auto", help="(default: auto)")
     parser.add_argument("--run-dir", help="the run's folder; a run that is there goes on (default: a new one in runs/)")
     args = parser.parse_args()
 
@@ -128,6 +134,8 @@ def main():
         hparams={"lr": args.lr, "batches": args.batches},
         aggregation_frequency=AGGREGATION,
         precision=args.precision,
+        parallel=args.parallel,
+        parallel_options=FSDPOptions(wrap=(nn.TransformerEncoderLayer,)) if args.parallel == "fsdp" else None,
         run_dir=args.run_dir,
     ) as context:
         trainlab.Trainer(TinyGptTrial(context), context).fit(

@@ -139,6 +139,8 @@ def say_where(context: TrialContext, last_checkpoint: Path | str | None, *, test
         test_mode: whether the run was only tried.
         stopped: whether a signal ended it: then it is told also where nothing is shown.
     """
+    if not context.distributed.is_chief:
+        return
     if test_mode:
         context.session.display.say("Test mode: one batch was trained, and a checkpoint written and read back.")
         return
@@ -147,7 +149,7 @@ def say_where(context: TrialContext, last_checkpoint: Path | str | None, *, test
     if context.distributed.size > 1:
         how = f"start it again, on any number of ranks, with TRAINLAB_RUN_DIR={shlex.quote(place)}"
     text = f"Run folder: {place}\nLast checkpoint: {last_checkpoint}\nTo go on from it: {how}"
-    unseen = isinstance(context.session.display, NoDisplay) and context.distributed.is_chief
+    unseen = isinstance(context.session.display, NoDisplay)
     # A warning would not do: it goes to the run's log alone where nobody set up logging.
     (LineDisplay() if stopped and unseen else context.session.display).say(text)
     logger.info("%s", text)

@@ -34,6 +34,7 @@ class SharedStep:
 
     def __init__(self, trial: "Trial", context: "TrialContext", stream: BatchStream, window: RunningMetrics) -> None:
         self._train_batch = trial.train_batch
+        self._get_batch_length = trial.get_batch_length
         self._count = trial.get_batch_length if overrides(trial, "get_batch_length") else None
         self._context = context
         self._stream = stream
@@ -52,15 +53,12 @@ class SharedStep:
         Returns:
             What ``train_batch`` returned.
         """
-        context, stream = self._context, self._stream
-        local, of_all = stream.local_records, stream.global_records
-        share = local * self._ranks
-        context.loss_weight = 1.0 if share == of_all else share / of_all
+        context = self._context
+        counts = self._ranks == 1 or self._weigh()
         ends_group = (batch_idx + 1) % context.aggregation_frequency == 0
         context.parallel.begin_batch(ends_group or batch_idx + 1 == context.exchanges_at)
-        self._window.note_records(local)
         try:
-            if local:
+            if counts:
                 return self._train_batch(batch=batch, epoch_idx=epoch_idx, batch_idx=batch_idx)
             with uncounted(context):
                 return self._train_batch(batch=batch, epoch_idx=epoch_idx, batch_idx=batch_idx)
@@ -69,6 +67,14 @@ class SharedStep:
             if told is error:
                 raise
             raise told from error
+
+    def _weigh(self) -> int:
+        """Set the weight of this rank's piece, and give its records."""
+        local, of_all = self._stream.local_records, self._stream.global_records
+        share = local * self._ranks
+        self._context.loss_weight = 1.0 if share == of_all else share / of_all
+        self._window.note_records(local)
+        return local
 
     def count_records(self, batch: Any) -> int:
         """Count the records of the global batch; those that a hook of the user's counts are added up at the report.
@@ -79,6 +85,8 @@ class SharedStep:
         Returns:
             Those of all ranks that are known by now.
         """
+        if self._ranks == 1:
+            return self._get_batch_length(batch)
         if self._count is None:
             return self._stream.global_records
         if self._stream.local_records:
@@ -91,7 +99,7 @@ class SharedStep:
         Returns:
             The records that are not in the progress yet.
         """
-        if self._count is None:
+        if self._count is None or self._ranks == 1:
             return 0
         counted, self.counted_here = self.counted_here, 0
         return sum(self._context.distributed.allgather(counted))
