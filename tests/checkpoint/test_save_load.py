@@ -69,6 +69,13 @@ def test_a_state_comes_back_with_its_types(place: str, state: Any) -> None:
     assert same(trainlab.load_checkpoint(trainlab.save_checkpoint(state, f"{place}/any name")), state)
 
 
+def test_one_element_of_any_stride_is_saved(place: str) -> None:
+    """A tensor of one element that is a column of a larger one is saved like every other."""
+    column = torch.arange(8.0).reshape(1, 8)[:, 3]
+    path = trainlab.save_checkpoint({"state": column, "same": column}, place, weights={"weight": column})
+    assert trainlab.load_checkpoint(path)["state"].tolist() == [3.0]
+
+
 def test_it_is_a_checkpoint_as_every_other(tmp_path: Path) -> None:
     """The path that is returned opens the checkpoint, tells what wrote it, and is verified."""
     path = trainlab.save_checkpoint({"step": 3}, tmp_path / "runs" / "batch-0000003", weights=torch.nn.Linear(2, 2))

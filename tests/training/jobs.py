@@ -44,6 +44,17 @@ class Augmented(torch.utils.data.Dataset[Any]):
         return x + 0.1 * torch.randn(8) + 0.1 * random.random() + 0.1 * float(np.random.rand()), y, own
 
 
+class Flow(torch.utils.data.IterableDataset[Any]):
+    """The same records, augmented or not, as a stream whose length nobody knows."""
+
+    def __init__(self, records: Any) -> None:
+        self.records = records
+
+    def __iter__(self) -> Iterator[Any]:
+        for number in range(len(self.records)):
+            yield self.records[number]
+
+
 class Net(nn.Module):
     """A perceptron with an attribute and a method of the user's."""
 
@@ -101,11 +112,12 @@ class Noted(trainlab.Trial):
         return LRScheduler(schedule, LRScheduler.StepMode.STEP_EVERY_OPTIMIZER_STEP)
 
     def build_training_data_loader(self) -> Any:
-        size = self.options.get("records", RECORDS)
+        size, flows = self.options.get("records", RECORDS), self.options.get("flow", False)
+        records = Augmented(size) if self.options.get("augmented") else data(size, self.dtype)
         return trainlab.DataLoader(
-            Augmented(size) if self.options.get("augmented") else data(size, self.dtype),
+            Flow(records) if flows else records,
             batch_size=self.options.get("batch", BATCH),
-            shuffle=True,
+            shuffle=not flows,
             num_workers=self.options.get("workers", 0),
         )
 
@@ -317,8 +329,3 @@ def _raise(trial: Any, batch_idx: int) -> None:
 
 
 HOOKS: dict[str, Callable[[Any, int], None]] = {"kill": _kill, "raise": _raise}
-
-
-def flow(numbers: list[int]) -> Iterator[int]:
-    """The numbers, one by one."""
-    yield from numbers

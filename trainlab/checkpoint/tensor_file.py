@@ -441,7 +441,9 @@ def _check_storable(name: str, tensor: torch.Tensor) -> None:
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous tensor on the CPU that has elements."""
-    array: Any = tensor.view(-1).view(torch.uint8).numpy()
+    flat = tensor.view(-1)
+    # A single element may have any stride, with which torch refuses another view of it.
+    array: Any = flat.as_strided(flat.shape, (1,)).view(torch.uint8).numpy()
     return memoryview(array)
 
 

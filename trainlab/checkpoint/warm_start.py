@@ -286,4 +286,10 @@ def _check_ties(keys: LoadedKeys, expected: Weights, found: Stored, what: str) -
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     if one.dtype != other.dtype:
         return False
-    return torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+    return torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: torch.Tensor) -> torch.Tensor:
+    flat = tensor.reshape(-1)
+    flat = flat if flat.is_contiguous() and flat.numel() != 1 else flat.clone(memory_format=torch.contiguous_format)
+    return flat.as_strided(flat.shape, (1,)).view(torch.uint8)
