@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset, SequentialSampler, TensorDataset
 
 from tests.compat.trials import OneWeightTrial, Open, fit
 from trainlab.compat import determined as pytorch
-from trainlab.data.share import Share
 from trainlab.compat.determined import Batch, Epoch
+from trainlab.data.share import Share
 
 
 def numbers(count: int) -> TensorDataset:
