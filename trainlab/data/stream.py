@@ -10,7 +10,7 @@ from trainlab.data.foreign import inexactness
 from trainlab.data.loader import DataLoader
 from trainlab.data.opening import open_source, told_of_uneven
 from trainlab.data.sharded import ShardedLoader, ShardedSource, shards_itself, without_shards
-from trainlab.data.share import Part, Share
+from trainlab.data.share import NOTHING, Part, Share
 from trainlab.data.transfer import SideStream
 from trainlab.distributed import Exchange, RngState
 from trainlab.errors import DataError, InvalidStateError
@@ -18,8 +18,6 @@ from trainlab.errors import DataError, InvalidStateError
 __all__ = ["BatchStream"]
 
 _logger = logging.getLogger("trainlab.data")
-
-_NOTHING: Any = object()
 
 _DISORDER = (
     "The training data loader has in_order=False: its batches come as its workers have them ready, in an order that no "
@@ -43,8 +41,9 @@ class BatchStream:
         uneven: what becomes of a batch of which the ranks get unequal pieces. "scale": pieces differ by at most one
             record, and a rank without one gets the first to stand in; "drop": the batch's last records are left out;
             "pad": it is filled up with its own first records.
-        exchange: connects the ranks where a training data set shards itself, for this stream alone; or a function that
-            opens one, called on all ranks and only if it is needed.
+        exchange: connects the ranks where a data set shards itself, for this stream alone; or a function that opens
+            one, called on all ranks and only if it is needed. Without one, a validation works, but for ``stand_in`` on
+            a rank without a batch.
         cut_by_len: an epoch ends after ``len(loader)`` batches, and one iterator goes on over the epochs.
         role: "training" or "validation", for messages.
         warn: whether ``warn_of_inexactness`` is to warn of a loader that is not trainlab's.
@@ -81,7 +80,7 @@ class BatchStream:
         self._side = SideStream(device) if copied_aside and device is not None else None
         self._move = self._move_aside if copied_aside else move
         self._users_move = move
-        self._latest: Any = _NOTHING
+        self._latest: Any = NOTHING
         self._deals_whole = self._share.whole and data_size > 1
         if self._deals_whole:
             self._move, self._inner_move = self._move_and_keep, self._move
@@ -98,7 +97,7 @@ class BatchStream:
         self._epoch: int | None = None
         self._given = 0
         self._begun_at_start = True
-        self._held: Any = _NOTHING
+        self._held: Any = NOTHING
         self._before_held: dict[str, Any] = {}
 
     def start_epoch(
@@ -143,7 +142,7 @@ class BatchStream:
         return self
 
     def __next__(self) -> Any:
-        if self._held is not _NOTHING:
+        if self._held is not NOTHING:
             batch = self._held
             self._drop_held()
             self._given += 1
@@ -165,7 +164,7 @@ class BatchStream:
         Raises:
             DataError: if the epoch has no batch at all.
         """
-        if self._held is not _NOTHING:
+        if self._held is not NOTHING:
             return False
         self._check_begun()
         if self._source.exact and self.epoch_length is not None:
@@ -181,12 +180,17 @@ class BatchStream:
 
     def position(self) -> int:
         """Return the global records given since the epoch's beginning; a batch that is held is not given."""
-        return self._source.records if self._held is _NOTHING else int(self._before_held["records"])
+        return self._source.records if self._held is NOTHING else int(self._before_held["records"])
 
     @property
     def total_batches(self) -> int | None:
         """Global batches of the epoch; None if not known, as it is at its end unless the data shards itself."""
         return self._source.total if self._deals_whole else self.epoch_length
+
+    @property
+    def shards_itself(self) -> bool:
+        """Whether each of several ranks reads records of its own."""
+        return self._shards
 
     @property
     def batch_number(self) -> int:
@@ -212,14 +216,14 @@ class BatchStream:
         """Give a batch once more, to be counted as nothing, for ranks that go on when this one's epoch has ended.
 
         Returns:
-            The batch that this rank was given last, or the first of all where it got none.
+            The batch that this rank was given last, or another rank's first one where it got none.
 
         Raises:
             DataError: there is none.
         """
-        if self._latest is _NOTHING:
-            batch = self._source.first_batch() if self._deals_whole else _NOTHING
-            if batch is _NOTHING:
+        if self._latest is NOTHING:
+            batch = self._source.first_batch() if self._deals_whole else NOTHING
+            if batch is NOTHING:
                 raise DataError(
                     f"Rank {self._share.rank} has no batch of the {self._role} data set, and so nothing to stand in "
                     f"with. Received: {type(self._loader).__name__}. Give it at least one record."
@@ -233,7 +237,7 @@ class BatchStream:
         source = before.get("source")
         return {
             "epoch": self._epoch,
-            "held": self._held is not _NOTHING,
+            "held": self._held is not NOTHING,
             "held_rng": before.get("rng"),
             "source": self._source.state_dict() if source is None else source,
         }
@@ -254,7 +258,7 @@ class BatchStream:
         """End the workers; ``start_epoch`` may follow."""
         self._drop_held()
         self._close_batches()
-        self._latest = _NOTHING
+        self._latest = NOTHING
         self._source.close()
 
     def _move_aside(self, batch: Any) -> Any:
@@ -266,7 +270,7 @@ class BatchStream:
         return self._latest
 
     def _part(self) -> Part:
-        part: Part | None = self._source.part if self._held is _NOTHING else self._before_held["part"]
+        part: Part | None = self._source.part if self._held is NOTHING else self._before_held["part"]
         if part is None:
             raise InvalidStateError(
                 "Only of several ranks, and after a batch was given, is it known which records of it are whose. "
@@ -301,7 +305,7 @@ class BatchStream:
         return True
 
     def _drop_held(self) -> None:
-        self._held = _NOTHING
+        self._held = NOTHING
         self._before_held = {}
 
     def _close_batches(self) -> None:

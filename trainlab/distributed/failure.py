@@ -71,9 +71,10 @@ class Failure:
         """
         verb = {"error": "failed", "killed": "died", "frozen": "froze", "timeout": "waited in vain", "ended": "ended"}
         where = f"in {self.phase}" + ("" if self.batch is None else f" at batch {self.batch}")
-        lines = [line.strip() for line in self.message.splitlines() if line.strip()]
-        # That of an error in a worker of a loader has a traceback between.
-        message = self.message if len(lines) < 2 else f"{lines[0]} […] {lines[-1]}"
+        message = self.message
+        if "Traceback (most recent call last)" in message:  # as that of an error in a worker of a loader
+            first, *_, last = message.strip().splitlines()
+            message = f"{first} […] {last}"
         return f"Rank {self.rank} of {size} {verb[self.kind]} {where}: {message}"
 
     def to_json(self) -> bytes:

@@ -75,21 +75,10 @@ class Plan:
         """
         foreseen = [_foreseen(unit, progress, epoch_length) for unit in self._periods()]
         if not self.finished(progress):
-            foreseen.append(self.end(progress, epoch_length))
+            # A schedule with one number: the end is due once, where a period would be due again and again.
+            end = type(self.max_length)([self._length])
+            foreseen.append(_foreseen(end, progress, epoch_length))
         return min((batch for batch in foreseen if batch is not None), default=None)
-
-    def end(self, progress: Progress, epoch_length: int | None) -> int | None:
-        """Foresee the end of ``max_length``, as far as ``next_boundary`` can foresee anything.
-
-        Args:
-            progress: how far the run is; before the end.
-            epoch_length: batches in the current epoch, or None if that is not known.
-
-        Returns:
-            ``batches_trained`` at the end, or None if it cannot be foreseen.
-        """
-        # A schedule with one number: the end is due once, where a period would be due again and again.
-        return _foreseen(type(self.max_length)([self._length]), progress, epoch_length)
 
     def due(self, progress: Progress) -> frozenset[Action]:
         """Tell what is due now, after a finished batch and the end of its epoch, if it was the last one there.

@@ -23,7 +23,7 @@ class Agreement:
         context: the run's context.
 
     Attributes:
-        is_alone: whether there is nobody to agree with.
+        stops_at_once: whether there is nobody to agree with.
         next_batch: the number of batches trained at which the next point is; None for a single process, which need
             not agree with anyone.
         signal: the number of the signal that asked for the stop, of whichever rank; 0 if none did.
@@ -32,9 +32,9 @@ class Agreement:
     def __init__(self, context: TrialContext) -> None:
         self._context = context
         self._exchange = context.distributed.exchange
-        self.is_alone = context.is_alone
+        self.stops_at_once = context.stops_at_once
         self._since = (time.monotonic(), context.progress.batches_trained)
-        self.next_batch: int | None = None if self.is_alone else context.progress.batches_trained + 1
+        self.next_batch: int | None = None if self.stops_at_once else context.progress.batches_trained + 1
         self.signal = 0
 
     def reach(self, *, received: int, is_settled: bool) -> bool:
@@ -47,7 +47,7 @@ class Agreement:
         Returns:
             Whether all ranks see it so; never for a single process, which need not ask.
         """
-        if self.is_alone:
+        if self.stops_at_once:
             self.signal = received
             return False
         context = self._context

@@ -148,8 +148,9 @@ class Checkpointing:
         if not self._is_try:
             self._stream.warn_of_inexactness()
         content = self._content(recording=recording)
-        if self._context.distributed.is_chief:
-            self._run_save_start_hooks(content)
+        if self._hooks.checkpoint_save_start:
+            # The others wait without a limit: a hook may take its time.
+            self._context.distributed.on_chief(lambda: self._run_save_start_hooks(content))
         content["progress"] = marked.state_dict()
         self._marked = marked
         self._writer.start(

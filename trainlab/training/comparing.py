@@ -1,10 +1,14 @@
 """What all ranks of a run have to be given alike, compared before anything is trained."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from trainlab.errors import PeerFailedError
+import torch
+
+from trainlab.data import BatchStream
+from trainlab.errors import DisagreementError, PeerFailedError
 from trainlab.schedule import Plan
 from trainlab.training.agreement import disagreement
 from trainlab.training.context import TrialContext
@@ -12,21 +16,28 @@ from trainlab.training.differences import made_with
 from trainlab.training.trial import Trial
 from trainlab.training.wrapped import inner_module
 
-__all__ = ["compare_ranks"]
+__all__ = ["compare_ranks", "compare_weights"]
 
 _LONGEST = 200
+# Above what ranks on different hardware may differ by, far below what training apart does.
+_ROUNDING = 1e-7
 
 
 def compare_ranks(
-    trial: Trial, context: TrialContext, loader: Any, validation_loader: Any, plan: Plan, options: Mapping[str, Any]
+    trial: Trial,
+    context: TrialContext,
+    streams: tuple[BatchStream, BatchStream | None],
+    loaders: tuple[Any, Any],
+    plan: Plan,
+    options: Mapping[str, Any],
 ) -> None:
     """See that the ranks were given the same: models, hyperparameters, data, schedule; a single process has no peers.
 
     Args:
         trial: the user's Trial.
         context: its context, with everything that is wrapped.
-        loader: the training loader.
-        validation_loader: that of the validation, or None.
+        streams: of the batches to train on, and of those of the validation, or None.
+        loaders: theirs.
         plan: when what is due.
         options: the other arguments of ``fit``.
 
@@ -35,7 +46,7 @@ def compare_ranks(
     """
     if context.distributed.size == 1:
         return
-    mine = {what: _short(value) for what, value in _given(trial, context, loader, validation_loader).items()}
+    mine = {what: _short(value) for what, value in _given(trial, context, streams, loaders).items()}
     mine |= {what: _short(value) for what, value in {**vars(plan), **options}.items() if not what.startswith("_")}
     of_ranks = context.distributed.allgather(mine)
     for rank, theirs in enumerate(of_ranks):
@@ -48,20 +59,81 @@ def compare_ranks(
                 raise error
 
 
-def _given(trial: Trial, context: TrialContext, loader: Any, validation_loader: Any) -> dict[str, Any]:
+def compare_weights(context: TrialContext) -> None:
+    """See that the ranks have not trained their models apart, as an optimizer stepped past the context lets them.
+
+    A sum over each model's weights is compared, up to the rounding by which ranks on different hardware may differ.
+
+    Args:
+        context: the context; its models are not sharded, or nothing is compared.
+
+    Raises:
+        DisagreementError: the weights of a rank are not those of rank 0; it names the model and the rank.
+    """
+    if context.parallel.shards or context.distributed.size == 1:
+        return
+    with torch.no_grad():
+        mine = [_sums(inner_module(model)) for model in context.models]
+    of_ranks = context.distributed.allgather(mine)
+    for rank, theirs in enumerate(of_ranks):
+        for name, (first, size), (other, _) in zip(context.model_names, of_ranks[0], theirs, strict=True):
+            if abs(first - other) > _ROUNDING * size:
+                error = DisagreementError(
+                    f"The weights of model {name!r} have grown apart: rank {rank} has others than rank 0 after batch "
+                    f"{context.progress.batches_trained}. Gradients were not exchanged somewhere: call "
+                    "context.backward and context.step_optimizer, set no gradient by hand, and add no parameter to an "
+                    "optimizer or a model after it is wrapped."
+                )
+                if rank != context.distributed.rank:
+                    error.__cause__ = PeerFailedError(f"Rank {rank} has other weights.")
+                raise error
+
+
+def _sums(module: Any) -> tuple[float, float]:
+    """The sum of all trained weights, and of their absolute values."""
+    weights = [p.detach().double() for p in module.parameters() if p.requires_grad and not p.is_complex()]
+    if not weights:
+        return 0.0, 0.0
+    sums = torch.stack([torch.stack([w.sum(), w.abs().sum()]) for w in weights]).sum(0)
+    total, size = sums.tolist()
+    # One that is not finite is told of by its metrics; NaN equals nothing, itself neither.
+    return (total, size) if math.isfinite(total) else (0.0, 0.0)
+
+
+def _given(
+    trial: Trial, context: TrialContext, streams: tuple[BatchStream, BatchStream | None], loaders: tuple[Any, Any]
+) -> dict[str, Any]:
     models = zip(context.model_names, context.models, strict=True)
     return {
-        **made_with(trial, context, loader),
+        **made_with(trial, context, loaders[0]),
         "hyperparameters": context.given_hparams,
         "experiment configuration": context.given_exp_conf,
         **{f"model {name!r}": _layout(inner_module(model)) for name, model in models},
         **{f"optimizer {name!r}": _groups(one.optimizer) for name, one in context.wrapped_optimizers.items()},
-        "records in the validation data set": _length(getattr(validation_loader, "dataset", None)),
-        "validation batch size": getattr(validation_loader, "batch_size", None),
+        **_loading("training", loaders[0], streams[0]),
+        **_loading("validation", loaders[1], streams[1]),
+        **({"records in the training data set": None} if streams[0].shards_itself else {}),
         "wrapped reducers": context.reducers.told,
         "device type": context.device.type,
         "parallel": context.parallel.name,
         "uneven": context.uneven,
+    }
+
+
+def _loading(role: str, loader: Any, stream: BatchStream | None) -> dict[str, Any]:
+    """What decides the order and the number of batches."""
+    if stream is None:
+        return {}
+    if stream.shards_itself:  # each rank has what it has
+        return {f"{role} batch size": getattr(loader, "batch_size", None)}
+    return {
+        f"class of the {role} loader": type(loader).__qualname__,
+        f"records in the {role} data set": _length(getattr(loader, "dataset", None)),
+        f"{role} batch size": getattr(loader, "batch_size", None),
+        f"drop_last of the {role} loader": getattr(loader, "drop_last", None),
+        f"sampler of the {role} loader": type(getattr(loader, "sampler", None)).__qualname__,
+        f"shuffle of the {role} loader": getattr(loader, "shuffle", None),
+        f"length of the {role} loader": _length(loader),
     }
 
 

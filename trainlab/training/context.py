@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
@@ -37,7 +36,6 @@ __all__ = ["TrialContext"]
 logger = logging.getLogger("trainlab.training")
 
 # Of the contexts in which ranks train together, each of which has channels of its own.
-_numbers = itertools.count()
 
 
 class TrialContext(RunConfig, RunStatus):
@@ -82,7 +80,7 @@ class TrialContext(RunConfig, RunStatus):
         # Whether gradients are exchanged with other ranks; an attribute, for it is asked for in every batch.
         self.is_shared = self.parallel.name != "single"
         # Whether a stop can be obeyed at once.
-        self.is_alone = distributed.size == 1 and not self.parallel.shards
+        self.stops_at_once = distributed.size == 1 and not self.parallel.shards
         # Whether closing the context closes the process group, too.
         self.closes_distributed = False
         self.progress = Progress()
@@ -102,7 +100,7 @@ class TrialContext(RunConfig, RunStatus):
         self.uncertain = False
         # What this rank's share of the global batch counts; 1 where all ranks have the same number of records.
         self.loss_weight = 1.0
-        # The batches trained at the foreseen end of a fit, where sharded models exchange what they have of a group.
+        # The batches trained at the next boundary, if it is foreseen: sharded models exchange gradients there.
         self.exchanges_at: int | None = None
         # Asked for on this rank; and what the loop obeys, which several ranks agree on first.
         self.stop_asked = False
@@ -120,7 +118,8 @@ class TrialContext(RunConfig, RunStatus):
         self._sealed = False
         self._unmovable: set[type] = set()
         self._channels: dict[str, Channel] = {}
-        self._number = next(_numbers) if distributed.size > 1 else 0
+        # Which of the runs in these processes this is, as the chief counts: each has channels of its own.
+        self.run_number = 0
         self.set_scaling()
 
     # -- what is wrapped ---------------------------------------------------------------------
@@ -517,18 +516,21 @@ class TrialContext(RunConfig, RunStatus):
             The channel.
         """
         if name not in self._channels:
-            self._channels[name] = self.distributed.channel(f"{name} {self._number}")
+            self._channels[name] = self.distributed.channel(f"{name} {self.run_number}")
         return self._channels[name]
 
     def batches_left_in_group(self) -> int:
         """Count the batches until half-accumulated gradients can be saved.
 
-        Sharded models have them in a form of their own until the last batch of a group exchanges them.
+        Sharded models have them in a form of their own until they are exchanged: in the last batch of a group, and in
+        one at which a boundary was foreseen.
 
         Returns:
             0 where they can be saved now.
         """
-        return -self.progress.batches_trained % self.aggregation_frequency if self.parallel.shards else 0
+        if not self.parallel.shards or self.progress.batches_trained == self.exchanges_at:
+            return 0
+        return -self.progress.batches_trained % self.aggregation_frequency
 
     # -- for the Trainer ---------------------------------------------------------------------
 
@@ -601,12 +603,12 @@ class TrialContext(RunConfig, RunStatus):
             average_gradients(owned_parameters(wrapped.optimizer), self.aggregation_frequency)
         return True
 
-    def _failure_of_others(self) -> PeerFailedError | None:
+    def _failure_of_others(self) -> BaseException | None:
         """Wait until all ranks have come to the end of the block, or one of them has failed."""
         try:
             self.channel("end").allgather(b"")
         except PeerFailedError as failure:
-            return failure
+            return self.distributed.watchdog.end(failure)
         except DistributedError as error:  # a rank has left the block before its end, and without an error
             logger.info("The ranks do not end together: %s", error)
         return None
@@ -620,9 +622,9 @@ class TrialContext(RunConfig, RunStatus):
         def averaged() -> Any:
             loss = closure()
             self.parallel.before_step(optimizer)
-            if not isinstance(loss, torch.Tensor):
-                return loss
-            return self.parallel.average(weighted(loss.detach(), self.loss_weight))
+            value = loss.detach() if isinstance(loss, torch.Tensor) else torch.tensor(loss, dtype=torch.float64)
+            mean = self.parallel.average(weighted(value, self.loss_weight))
+            return mean if isinstance(loss, torch.Tensor) else mean.item()
 
         return averaged
 

@@ -40,7 +40,7 @@ class Evaluator:
         self._context = context
         self._hooks = hooks
         self.loader = loader
-        self._stream = stream
+        self.stream = stream
         self._by_batch = overrides(trial, "evaluate_batch")
         self._distributed = context.distributed
         # Where a forward pass is an exchange among the ranks, each has to make as many of them.
@@ -78,7 +78,7 @@ class Evaluator:
                 metrics = self._collect(1, NoDisplay()).result(
                     self._trial.evaluation_reducer(), self._distributed.exchange
                 )
-                self._stream.close()
+                self.stream.close()
             else:
                 metrics = self._evaluate_at_once(_FirstBatch(self.loader))
         metrics = self._with_reducers(metrics)
@@ -87,7 +87,7 @@ class Evaluator:
 
     def close(self) -> None:
         """End the loader's worker processes."""
-        self._stream.close()
+        self.stream.close()
 
     def _evaluate_by_batch(self, limit: int | None) -> dict[str, Any]:
         for hook in self._hooks.validation_epoch_start:
@@ -101,11 +101,16 @@ class Evaluator:
 
     def _evaluate_at_once(self, loader: Any) -> dict[str, Any]:
         """Evaluate on the chief, while the others wait as long as it lives; where no rank can do it alone, on all."""
-        if self._in_step or self._distributed.size == 1:
-            return self._distributed.broadcast(self._evaluated_here(loader))
-        metrics = self._evaluated_here(loader) if self._distributed.is_chief else None
+        if self._distributed.size == 1:
+            return self._evaluated_here(loader)
+        if self._in_step:
+            # What the chief's reducers are given counts, as where it evaluates alone.
+            with contextlib.nullcontext() if self._distributed.is_chief else uncounted(self._context):
+                metrics = self._evaluated_here(loader)
+            return self._distributed.broadcast(metrics)
+        here = self._evaluated_here(loader) if self._distributed.is_chief else None
         # Not an exchange with a time limit: the chief may take as long as it likes, as long as it lives.
-        told = self._context.channel("validation").broadcast(None if metrics is None else pickle.dumps(metrics))
+        told = self._context.channel("validation").broadcast(None if here is None else pickle.dumps(here))
         return dict(pickle.loads(told))
 
     def _evaluated_here(self, loader: Any) -> dict[str, Any]:
@@ -118,16 +123,16 @@ class Evaluator:
 
     def _collect(self, limit: int | None, display: Display) -> ValidationMetrics:
         collected = ValidationMetrics(self._context.rules.metrics)
-        self._stream.start_epoch(0)
-        total = self._stream.epoch_length
+        self.stream.start_epoch(0)
+        total = self.stream.epoch_length
         display.validation_start(total if limit is None or total is None else min(limit, total))
         shared = self._distributed.data_size > 1
-        for done, batch in enumerate(self._in_rounds(itertools.islice(self._stream, limit))):
+        for done, batch in enumerate(self._in_rounds(itertools.islice(self.stream, limit))):
             if batch is _NONE:
                 with uncounted(self._context):
-                    self._evaluated(self._stream.stand_in(), 0)
+                    self._evaluated(self.stream.stand_in(), 0)
                 continue
-            number = self._stream.batch_number if shared else done
+            number = self.stream.batch_number if shared else done
             metrics = self._evaluated(batch, number)
             collected.add(metrics, checked_length(self._trial.get_batch_length(batch)), number)
             display.validation_step(done + 1)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import logging
 import operator
 import os
@@ -29,6 +30,8 @@ from trainlab.training.session import Session
 __all__ = ["init", "open_context", "versions"]
 
 logger = logging.getLogger("trainlab.training")
+
+_runs = itertools.count()
 
 UNEVEN = ("scale", "drop", "pad")
 
@@ -221,7 +224,7 @@ def open_context(
                 status="running",
             )
             folder.push()
-            context.closes_distributed = is_ours
+            context.closes_distributed, context.run_number = is_ours, told["number"]
             distributed.watchdog.on_failure(functools.partial(_note_failure, context))
         undone.pop_all()
     seed_all(seed)  # the same on all ranks, for their models are to begin alike; they part when training begins
@@ -248,6 +251,7 @@ def _open_folder(
             begun_with = folder.record.get("seed")
             told = {
                 "folder": folder.told,
+                "number": next(_runs),
                 "given": given,
                 "seed": begun_with if seed is None and isinstance(begun_with, int) else default_seed,
                 "checkpoint_storage": _remembered_storage(folder, checkpoint_storage),

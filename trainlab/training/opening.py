@@ -13,6 +13,7 @@ from trainlab.checkpoint import MODES, Checkpoint, Retention, list_checkpoints
 from trainlab.data import BatchStream
 from trainlab.errors import (
     CheckpointMismatchError,
+    DataError,
     InvalidStateError,
     InvalidTypeError,
     InvalidValueError,
@@ -240,6 +241,13 @@ def open_evaluator(
                 "build_validation_data_loader returned None."
             )
         return None
-    evaluator = Evaluator(trial, context, hooks, loader, open_stream(context, loader, "validation"))
+    stream = open_stream(context, loader, "validation")
+    if stream.shards_itself and overrides(trial, "evaluate_full_dataset"):
+        raise DataError(
+            "evaluate_full_dataset evaluates the whole data set in one place, and this loader gives each rank a part "
+            f"of it. Received: {type(loader).__qualname__}. Return a loader of the whole data set, or define "
+            "evaluate_batch."
+        )
+    evaluator = Evaluator(trial, context, hooks, loader, stream)
     closing.callback(evaluator.close)
     return evaluator

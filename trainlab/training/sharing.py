@@ -8,6 +8,7 @@ import torch
 
 from trainlab.data import BatchStream
 from trainlab.distributed import preserved_rng
+from trainlab.errors import DataError
 from trainlab.metrics import MetricStates, RunningMetrics
 from trainlab.training.trial import checked_length, overrides
 
@@ -62,8 +63,8 @@ class SharedStep:
                 return self._train_batch(batch=batch, epoch_idx=epoch_idx, batch_idx=batch_idx)
             with uncounted(context):
                 return self._train_batch(batch=batch, epoch_idx=epoch_idx, batch_idx=batch_idx)
-        except RuntimeError as error:
-            told = context.parallel.translate(error)
+        except (RuntimeError, ValueError) as error:
+            told = _told_of_norm(error) or context.parallel.translate(error)
             if told is error:
                 raise
             raise told from error
@@ -103,6 +104,16 @@ class SharedStep:
             return 0
         counted, self.counted_here = self.counted_here, 0
         return sum(self._context.distributed.allgather(counted))
+
+
+def _told_of_norm(error: Exception) -> DataError | None:
+    if "Expected more than 1 value per channel" not in str(error):
+        return None
+    return DataError(
+        "A BatchNorm layer cannot train on a single record, and this rank's piece of the global batch has no more. Set "
+        "drop_last=True in the loader, choose a batch size whose last batch gives each rank two records, or use a "
+        f"layer that does not look at the batch, such as GroupNorm. torch says: {error}"
+    )
 
 
 def weighted(loss: torch.Tensor, weight: float) -> torch.Tensor:

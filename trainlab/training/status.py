@@ -24,7 +24,7 @@ class RunStatus:
         stop_asked: whether a stop is asked for on this rank.
         stop_requested: what the loop obeys, which several ranks agree on first.
         signalled: whether a signal asked, which ``set_stop_requested(False)`` cannot take back.
-        is_alone: whether a stop can be obeyed at once.
+        stops_at_once: whether a stop can be obeyed at once.
     """
 
     progress: Progress
@@ -34,7 +34,7 @@ class RunStatus:
     stop_asked: bool
     stop_requested: bool
     signalled: bool
-    is_alone: bool
+    stops_at_once: bool
 
     # -- where the run stands ----------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class RunStatus:
             is_asked: whether it is. Default True.
         """
         self.stop_asked = is_asked
-        if self.is_alone:
+        if self.stops_at_once:
             self.stop_requested = is_asked
 
     # -- the run's folder and TensorBoard ----------------------------------------------------

@@ -21,7 +21,7 @@ from trainlab.storage import open_store
 from trainlab.training.agreement import Agreement
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.checkpointing import Checkpointing, content_of, reading, weights_loaded_for_a_while
-from trainlab.training.comparing import compare_ranks
+from trainlab.training.comparing import compare_ranks, compare_weights
 from trainlab.training.context import TrialContext
 from trainlab.training.judging import Judge
 from trainlab.training.opening import (
@@ -209,11 +209,12 @@ class Trainer:
         while True:
             if progress.batches_in_epoch == 0:
                 self._start_epoch()
-            until = self._agreement.until(self._plan.next_boundary(progress, self._batches.epoch_length))
+            boundary = self._plan.next_boundary(progress, self._batches.epoch_length)
+            context.exchanges_at = boundary
             if self._owes_checkpoint:
-                until = progress.batches_trained + context.batches_left_in_group()
-            if context.parallel.shards:
-                context.exchanges_at = self._plan.end(progress, self._batches.epoch_length)
+                group_end = progress.batches_trained + context.batches_left_in_group()
+                boundary = group_end if boundary is None else min(boundary, group_end)
+            until = self._agreement.until(boundary)
             self._train_batches(progress.batches_trained + 1 if self._untried else until)
             if self._untried:
                 self._try_checkpoint()
@@ -269,10 +270,12 @@ class Trainer:
         if not progress.at_epoch_end:
             progress.records_in_epoch = self._batches.position()
         due = self._plan.due(progress)
-        if self._agreement.is_alone:
+        if self._agreement.stops_at_once:
             self._checkpointing.settle()
         if progress.last_report_batch != progress.batches_trained:
             self._reporter.report()
+        if self.context.is_shared and due & {Action.VALIDATE, Action.CHECKPOINT}:
+            compare_weights(context)
         is_best = False
         if Action.VALIDATE in due and self._evaluator is not None:
             is_best = self._judge.note(self._validate(), progress)
@@ -280,8 +283,14 @@ class Trainer:
         if Action.CHECKPOINT in due or by_policy or self._owes_checkpoint:
             ends = self._plan.finished(progress) or context.stop_requested
             self._owes_checkpoint = bool(context.batches_left_in_group()) and not ends
+            if self._owes_checkpoint and is_best:
+                logger.warning(
+                    "The validation at batch %d is the best so far, and no checkpoint of sharded models can be made in "
+                    "the middle of an accumulation, at a batch that was not foreseen: the next one is a step later.",
+                    progress.batches_trained,
+                )
             if not self._owes_checkpoint:
-                if context.batches_left_in_group() and context.exchanges_at != progress.batches_trained:
+                if context.batches_left_in_group():
                     logger.warning(
                         "The training ends at batch %d, which could not be foreseen, in the middle of an accumulation: "
                         "its gradients so far are not in the last checkpoint.",
@@ -412,8 +421,9 @@ class Trainer:
             "test_mode": self._test_mode,
             "latest_checkpoint": None if checkpoint is None else checkpoint.name,
         }
-        validation_loader = None if self._evaluator is None else self._evaluator.loader
-        compare_ranks(self._trial, self.context, loader, validation_loader, self._plan, options)
+        streams = (self._batches, None if self._evaluator is None else self._evaluator.stream)
+        loaders = (loader, None if self._evaluator is None else self._evaluator.loader)
+        compare_ranks(self._trial, self.context, streams, loaders, self._plan, options)
 
     @contextlib.contextmanager
     def _in_phase(self, name: str) -> Iterator[None]:
@@ -440,7 +450,9 @@ class Trainer:
 
     def _end(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self.context.session.ended_by = error
-        self.context.stop_requested = self.context.signalled = False
+        self.context.signalled = False
+        self.context.ask_to_stop(False)
+        self.context.stop_requested = False
 
     def _result(self) -> FitResult:
         progress = self.context.progress.copy()
@@ -472,6 +484,7 @@ class Trainer:
         check_trial(self._trial, validates=True)
         with ExitStack() as closing:
             closing.enter_context(self.context.distributed.guard())
+            closing.enter_context(self._in_phase("validate"))
             closing.enter_context(preserved_rng())
             self.context.parallel.start()
             hooks = CallbackHooks(self._trial.build_callbacks())
