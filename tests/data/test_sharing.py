@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.utils.data import IterableDataset, Sampler, TensorDataset
 
@@ -385,10 +385,62 @@ def test_determined_counts_batches_per_slot(ranks: int) -> None:
         assert [records for *_, records in dealt] == [[start, start + 1] for start in range(0, 12, 2)]
 
 
-def test_single_elements_are_taken_in_turns() -> None:
-    """Without automatic batching a global batch is one element for each rank."""
-    for dataset in (torch.arange(7), Flow(7, shuffled=False)):
-        found = of_ranks(DataLoader(dataset, batch_size=None), 3)
-        assert joined(found) == [[0, 1, 2], [3, 4, 5], [6]]
-        dealt = sorted(itertools.chain(*of_ranks(DataLoader(dataset, batch_size=None), 3, deal="batches")))
-        assert [records for *_, records in dealt] == [[number] for number in range(7)]
+@pytest.mark.parametrize("uneven", ["scale", "drop", "pad"])
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=1, max_size=9),
+    ranks=st.integers(2, 4),
+    after=st.integers(2, 4),
+    data=st.data(),
+)
+@settings(max_examples=40, deadline=None)
+def test_determined_deals_the_batches_of_a_batch_sampler_whole(
+    uneven: str, sizes: list[int], ranks: int, after: int, data: st.DataObject
+) -> None:
+    """Of a user's batches of any sizes, number k is on rank k modulo the ranks, also after a resume on others."""
+    numbers = iter(range(sum(sizes)))
+    batches = [list(itertools.islice(numbers, size)) for size in sizes]
+    loader = determined.DataLoader(torch.arange(sum(sizes)), batch_sampler=batches)
+    groups = [batches[start : start + ranks] for start in range(0, len(batches), ranks)]
+    if uneven == "drop":
+        groups = [group for group in groups if len(group) == ranks]
+    if uneven == "pad":
+        groups = [list(itertools.islice(itertools.cycle(group), ranks)) for group in groups]
+    assume(groups)
+    found = of_ranks(loader, ranks, uneven=uneven)
+    for rank, read_here in enumerate(found):
+        assert [records for _, local, _, records in read_here if local] == [g[rank] for g in groups if rank < len(g)]
+        assert [everywhere for _, _, everywhere, _ in read_here] == [sum(map(len, group)) for group in groups]
+        assert all(len(records) == (local or len(records)) and records for _, local, _, records in read_here)
+    assert len(set(map(len, found))) == 1
+    if uneven != "scale":
+        return
+    stop = data.draw(st.integers(1, len(groups)))
+    streams = [BatchStream(loader, seed=1, data_rank=rank, data_size=ranks) for rank in range(ranks)]
+    assert [len(read(begun(stream, 1), ranks, stop)) for stream in streams] == [stop] * ranks
+    rest = []
+    for rank in range(after):
+        stream = BatchStream(loader, seed=1, data_rank=rank, data_size=after)
+        begun(stream, 1, records=streams[0].position(), batches=stop, state=streams[0].state_dict())
+        rest.append([records for _, local, _, records in read(stream, after) if local])
+    in_turn = [batch for turn in itertools.zip_longest(*rest) for batch in turn if batch is not None]
+    assert in_turn == batches[stop * ranks :]
+
+
+def test_with_workers_determined_deals_whole_batches_too() -> None:
+    """Fetched by workers, a rank's batches are the user's whole ones, and an epoch has as many as are joined."""
+    batches = [[0], [1, 2, 3], [4, 5], [6], [7, 8, 9, 10]]
+    loader = determined.DataLoader(torch.arange(11), batch_sampler=batches, num_workers=1)
+    found = of_ranks(loader, 2, cut_by_len=True)
+    assert [records for *_, records in found[0]] == batches[::2]
+    assert [(local, everywhere, records) for _, local, everywhere, records in found[1]] == [
+        (3, 4, [1, 2, 3]),
+        (1, 3, [6]),
+        (0, 4, [7, 8, 9, 10]),
+    ]
+
+
+def test_batches_of_any_sequence_are_gone_on_with() -> None:
+    """A batch sampler may give tuples: a resume goes on at the next of its batches."""
+    loader = DataLoader(torch.arange(6), batch_sampler=[(0, 1), (2, 3), (4, 5)])
+    stream = begun(BatchStream(loader, seed=1), 1, records=2, batches=1)
+    assert [records for *_, records in read(stream, 1)] == [[2, 3], [4, 5]]

@@ -3,12 +3,10 @@
 from collections.abc import Generator, Mapping
 from typing import Any
 
-from trainlab.data.share import Part
+from trainlab.data.share import NOTHING, Part
 from trainlab.data.sources import Source
 
 __all__ = ["CutSource"]
-
-_NOTHING: Any = object()
 
 
 class CutSource:
@@ -104,13 +102,13 @@ class CutSource:
 
     def _until_the_cut(self) -> Generator[Any, None, None]:
         while self._given != self.length:
-            batch = _NOTHING if self._running is None else next(self._running, _NOTHING)
-            if batch is _NOTHING:
+            batch = NOTHING if self._running is None else next(self._running, NOTHING)
+            if batch is NOTHING:
                 given_of_pass = self._source.records
                 running = self._begin(self._pass + 1, 0, 0, None)
                 self._batches_before, self._records_before = -self._given, self._records_before - given_of_pass
-                batch = next(running, _NOTHING)
-                if batch is _NOTHING:
+                batch = next(running, NOTHING)
+                if batch is NOTHING:
                     return  # the loader is empty
             self._given += 1
             yield batch

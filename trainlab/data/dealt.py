@@ -1,16 +1,16 @@
 """Whole batches dealt out among ranks, of a source that knows nothing of ranks."""
 
+import itertools
 from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from trainlab.data.order import SharedRng
-from trainlab.data.share import Part, Share
+from trainlab.data.rounds import Round
+from trainlab.data.share import NOTHING, Part, Share
 from trainlab.data.sources import Source
-from trainlab.distributed import derive_seed
+from trainlab.distributed import Exchange, derive_seed
 
 __all__ = ["DealtSource"]
-
-_NOTHING: Any = object()
 
 
 class DealtSource:
@@ -24,9 +24,11 @@ class DealtSource:
         seed: of the random numbers that are drawn while it is read; the same on all ranks.
         own: this rank's source gives other records than those of other ranks. Its batch ``i`` counts as global batch
             ``i * ranks + rank``.
+        exchange: connects the ranks, so that one without a batch of its own has another's first one to stand in.
+            Default None: it has none.
     """
 
-    def __init__(self, source: Source, share: Share, seed: int, *, own: bool) -> None:
+    def __init__(self, source: Source, share: Share, seed: int, *, own: bool, exchange: Exchange | None = None) -> None:
         self.exact = source.exact
         self.fetches_here = source.fetches_here
         self.part: Part | None = None
@@ -35,7 +37,8 @@ class DealtSource:
         self._share = share
         self._seed = seed
         self._own = own
-        self._first: Any = _NOTHING
+        self._exchange = exchange
+        self._first: Any = NOTHING
 
     @property
     def length(self) -> int | None:
@@ -51,7 +54,7 @@ class DealtSource:
         self, epoch: int | None, records: int, batches: int, state: Mapping[str, Any] | None
     ) -> Generator[Any, None, None]:
         """Begin an epoch."""
-        self._first = _NOTHING
+        self._first = NOTHING
         self.total = None
         if self._own:
             return self._numbered(self._source.batches(epoch, records, batches, state))
@@ -67,7 +70,7 @@ class DealtSource:
         return None
 
     def first_batch(self) -> Any:
-        """Return the first global batch, for a rank that read the epoch to its end and got none."""
+        """Return another rank's first batch, for a rank that read the epoch to its end and got none."""
         return self._first
 
     def state_dict(self) -> dict[str, Any]:
@@ -80,11 +83,25 @@ class DealtSource:
 
     def _numbered(self, running: Generator[Any, None, None]) -> Generator[Any, None, None]:
         before = self._source.records
-        for number, batch in enumerate(running):
+        first = next(running, NOTHING)
+        self._lend(first)
+        if first is NOTHING:
+            return
+        for number, batch in enumerate(itertools.chain([first], running)):
             count = self._source.records - before
             before = self._source.records
             self.part = Part(number * self._share.ranks + self._share.rank, count, count)
             yield batch
+
+    def _lend(self, batch: Any) -> None:
+        """Lend this rank's first batch to those that have none, or borrow one."""
+        if self._exchange is None:
+            return
+        has = batch is not NOTHING
+        told = Round(self._share.rank, self._share.ranks, 1 if has else None, True, batch if has else None)
+        answer = told.hold(self._exchange)
+        if not has and not answer.ended:
+            self._first = answer.lent
 
     def _every_rankth(self, running: Iterator[Any], rng: SharedRng) -> Generator[Any, None, None]:
         number, before = -1, self._source.records
@@ -94,6 +111,6 @@ class DealtSource:
             if self._share.takes(number):
                 self.part, self._first = Part(number, count, count), None
                 yield batch
-            elif self._first is _NOTHING:
+            elif self._first is NOTHING:
                 self._first = batch
         self.total = number + 1

@@ -10,15 +10,13 @@ import torch
 from torch.utils.data import BatchSampler, IterableDataset, RandomSampler, SequentialSampler
 
 from trainlab.data.order import chain_of_samplers, find_stateful, has_state
-from trainlab.data.share import Part
+from trainlab.data.share import NOTHING, Part
 from trainlab.data.sources import length_of
-from trainlab.data.transfer import data_length
+from trainlab.data.transfer import length_or
 from trainlab.data.workers import protected_start, tell_epoch
 from trainlab.distributed import RngState
 
 __all__ = ["ForeignSource", "inexactness"]
-
-_NOTHING: Any = object()
 
 
 class ForeignSource:
@@ -123,8 +121,8 @@ class ForeignSource:
         rng, generators = RngState.capture(devices=False), self._generator_states()
         with _without_looking_ahead(self._loader):
             batches = self._begin()
-            first = next(batches, _NOTHING)
-        if first is not _NOTHING:
+            first = next(batches, NOTHING)
+        if first is not NOTHING:
             return (yield from self._read(itertools.chain([first], batches)))
         rng.restore()
         self._restore_generators(generators)
@@ -133,7 +131,7 @@ class ForeignSource:
     def _read(self, batches: Iterator[Any] | None) -> Generator[Any, None, None]:
         for batch in self._begin() if batches is None else batches:
             self._loaded = None
-            self.records += _records_of(batch)
+            self.records += length_or(batch, 1)
             yield batch
         self._ended = True
 
@@ -196,13 +194,6 @@ def _is_without_position(loader: Any, state: Any) -> bool:
             found += [one[key] for key in ("dataset_state", "dataset_iter_state") if key in one]
             inner += one.values()
     return bool(found) and all(one is None for one in found)
-
-
-def _records_of(batch: Any) -> int:
-    try:
-        return data_length(batch)
-    except (TypeError, ValueError):
-        return 1  # a batch of the user's own making, whose records only the Trial can count
 
 
 def _generators(loader: Any) -> Iterator[torch.Generator]:

@@ -8,7 +8,7 @@ from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 from trainlab.data.order import SharedRng, has_state
-from trainlab.data.share import Part, Share
+from trainlab.data.share import NOTHING, Part, Share
 from trainlab.data.sources import length_of, load_own_state, own_state
 from trainlab.data.worker_states import WorkerStates
 from trainlab.data.workers import RestoreRequest, StreamRequest, WorkerPool, read_items, tell_epoch
@@ -17,8 +17,6 @@ from trainlab.distributed import RngState, derive_seed
 __all__ = ["IterableSource"]
 
 _logger = logging.getLogger("trainlab.data")
-
-_NOTHING: Any = object()
 
 
 class IterableSource:
@@ -49,12 +47,11 @@ class IterableSource:
         self._share = share
         self._pool = WorkerPool(loader, pinned=pinned) if loader.num_workers else None
         self._states = WorkerStates(loader)
-        # Without automatic batching the ranks take turns: a global batch is one element for each.
-        self._batch_size = loader.batch_size or (1 if share.whole else share.ranks)
+        self._batch_size = loader.batch_size or 1
         self._pass = 0
         self._rng_at_start: dict[str, Any] | None = None
         self._rng: SharedRng | None = None
-        self._first: Any = _NOTHING
+        self._first: Any = NOTHING
         self._told = False
 
     def batches(
@@ -65,7 +62,7 @@ class IterableSource:
         self.total = None
         self.records = records
         self._rng_at_start = None
-        self._first = _NOTHING
+        self._first = NOTHING
         if self._pool is not None:
             # At once, since the state may be asked for before a batch is.
             self._pass += 1
@@ -178,7 +175,7 @@ class IterableSource:
                 continue
             batch = loader.collate_fn(mine if loader.batched else mine[0])
             self.records, passed = self.records + passed, 0
-            self.part, self._first = share.part(number, len(items)), _NOTHING
+            self.part, self._first = share.part(number, len(items)), NOTHING
             yield batch
 
     def _answered(
@@ -203,7 +200,7 @@ class IterableSource:
                     skipped -= answer.records
                 elif answer.passed_over:
                     passed += answer.records
-                    if self._first is _NOTHING:
+                    if self._first is NOTHING:
                         self._first = answer.batch
                 else:
                     self.records, passed = self.records + passed + answer.records, 0

@@ -46,7 +46,9 @@ class DataLoader:
     Args:
         dataset: map-style (``__getitem__`` and ``__len__``), a tensor, an array, or an ``IterableDataset``. One with
             ``state_dict`` and ``load_state_dict`` is saved with checkpoints; workers send its state with each batch.
-        batch_size: records of a global batch, default 1; None if the data set's elements are batches.
+        batch_size: records of a global batch, default 1; None if the data set's elements are batches. These have as
+            many records as ``trainlab.data.data_length`` finds in them. On several processes they are validated
+            whole, in turn, and can be trained only with ``sharded``: pass ``batch_size`` or ``batch_sampler`` else.
         shuffle: whether every epoch has an order of its own; default False.
         sampler: your own order: an iterable of indices. It is told the epoch where it has ``set_epoch``, and saved
             with checkpoints where it has ``state_dict``.
@@ -74,6 +76,9 @@ class DataLoader:
 
     Source: https://docs.pytorch.org/docs/stable/data.html
     """
+
+    # Batches of the batch sampler that make a global batch, one for each rank; 1 if each is one.
+    batches_joined = 1
 
     def __init__(
         self,
@@ -150,7 +155,7 @@ class DataLoader:
     def __len__(self) -> int:
         try:
             if self.own_sampler is not None and self.batch_size is None:
-                return len(self.own_sampler)  # type: ignore[arg-type]
+                return math.ceil(len(self.own_sampler) / self.batches_joined)  # type: ignore[arg-type]
             records = len(self.dataset if self.own_sampler is None else self.own_sampler)  # type: ignore[arg-type]
         except (TypeError, NotImplementedError) as error:
             sized = type(self.dataset if self.own_sampler is None else self.own_sampler).__name__

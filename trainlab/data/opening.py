@@ -36,7 +36,7 @@ def open_source(
         share: what this rank gets of each global batch.
         seed: the run's. A loader's ``generator`` takes its place.
         shards: the loader gives each rank records of its own.
-        exchange: connects the ranks, or opens what does; needed where ``shards`` and pieces are wanted.
+        exchange: connects the ranks, or opens what does; used where ``shards``, and needed if pieces are wanted.
         pinned: whether workers are to deliver into page-locked memory.
         cut: an epoch ends after ``len(loader)`` batches.
 
@@ -51,10 +51,13 @@ def open_source(
     if shards:
         source, length = _of_this_rank(loader, share, seed, pinned)
         if share.whole:
-            return DealtSource(source, share, seed, own=True)
-        return _agreed(source, share, exchange, length if cut else None, cut=cut)
+            opened = exchange() if callable(exchange) else exchange
+            return DealtSource(source, share, seed, own=True, exchange=opened)
+        measures = isinstance(loader, DataLoader) and not loader.batched
+        return _agreed(source, share, exchange, length if cut else None, cut=cut, measures=measures)
     if isinstance(loader, DataLoader):
         loader = loader if share.whole else loader.for_ranks(share.ranks)
+        _check_counted(loader, share)
         _check_uneven(loader, share)
         source = loader.source(_seed_of(loader, seed), share, pinned=pinned)
     else:
@@ -90,6 +93,7 @@ def _agreed(
     length: int | None,
     *,
     cut: bool,
+    measures: bool,
 ) -> Source:
     if share.uneven != "scale":
         raise InvalidValueError(
@@ -103,7 +107,7 @@ def _agreed(
     opened: Exchange = exchange() if callable(exchange) else exchange
     if cut:
         length = opened.broadcast(length, 0)  # all epochs are as long as the chief's
-    agreed = ShardedSource(source, share, opened)
+    agreed = ShardedSource(source, share, opened, measures=measures)
     return CutSource(agreed, length) if cut else agreed
 
 
@@ -135,7 +139,7 @@ def told_of_uneven(loader: Any, share: Share) -> str | None:
             f"uneven={share.uneven!r}: where a global batch is no multiple of {share.ranks} ranks, records of it are "
             f"{does}."
         )
-    size = loader.batch_size or share.ranks
+    size = loader.batch_size or 1
     full, rest = divmod(len(loader.dataset), size)
     count = share.off_by([(size, full), (0 if loader.drop_last else rest, 1)])
     if not count:
@@ -154,6 +158,18 @@ def _told_of_torchs(sampler: "DistributedSampler[Any]") -> str | None:
         f"torch's DistributedSampler makes all shares as large as each other: of {size} records "
         f"{abs(sampler.total_size - size)} are {'left out' if sampler.total_size < size else 'used twice'}. With a "
         "trainlab.DataLoader, without the sampler, each counts once."
+    )
+
+
+def _check_counted(loader: DataLoader, share: Share) -> None:
+    if loader.batched or share.alone or share.whole:
+        return
+    raise DataError(
+        "How many records the elements of a data set hold that makes its own batches is known only where they are "
+        "read, and several ranks that take turns do not read each other's: records could be neither counted nor "
+        f"weighted. Received: batch_size=None for {type(loader.dataset).__name__}, on {share.ranks} ranks. Pass "
+        "batch_size= or batch_sampler= and let the loader make the batches; or have the data set give each rank "
+        "elements of its own, and pass sharded=True."
     )
 
 

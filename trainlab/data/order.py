@@ -18,6 +18,7 @@ from torch.utils.data import (
     WeightedRandomSampler,
 )
 
+from trainlab.data.share import NOTHING
 from trainlab.distributed import RngState, derive_seed
 
 __all__ = [
@@ -31,7 +32,6 @@ __all__ = [
     "shuffled_order",
 ]
 
-_NOTHING: Any = object()
 # What draws from the process's generators before its first element, or not at all.
 _DRAW_AT_THE_START = (
     BatchSampler,
@@ -170,8 +170,8 @@ class SharedRng:
         """Give the elements; each is made inside such a block."""
         while True:
             with self.in_place():
-                element = next(elements, _NOTHING)
-            if element is _NOTHING:
+                element = next(elements, NOTHING)
+            if element is NOTHING:
                 return
             yield element
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from trainlab.distributed import Exchange
 from trainlab.errors import InvalidStateError
 
-__all__ = ["Answer", "Rounds"]
+__all__ = ["Answer", "Round", "Rounds"]
 
 # What the end of a stream waits at most for a round that others are still to join; the thread ends with it anyway.
 _PATIENCE = 1.0
@@ -74,7 +74,7 @@ class Rounds:
         if not self._end.alive:
             raise InvalidStateError("The stream is closed. Begin an epoch again, which opens it.")
         future: Future[Answer] = Future()
-        self._tasks.put((future, _Round(self._rank, self._ranks, records, lend, batch)))
+        self._tasks.put((future, Round(self._rank, self._ranks, records, lend, batch)))
         return future
 
     def close(self) -> None:
@@ -91,7 +91,17 @@ def _close_forgotten_rounds() -> None:
         rounds.close()
 
 
-class _Round(NamedTuple):
+class Round(NamedTuple):
+    """What a rank tells in a round.
+
+    Args:
+        rank: this data rank.
+        ranks: number of data ranks.
+        records: of this rank's next batch; None if it has none.
+        lend: a rank without a batch gets one of another's.
+        batch: this rank's, to be lent.
+    """
+
     rank: int
     ranks: int
     records: int | None
@@ -99,6 +109,7 @@ class _Round(NamedTuple):
     batch: Any
 
     def hold(self, exchange: Exchange) -> Answer:
+        """Hold it, together with all other ranks."""
         # One more than the records, so that a batch of none differs from no batch.
         mine = 0 if self.records is None else self.records + 1
         counts = exchange.maximum([mine if rank == self.rank else 0 for rank in range(self.ranks)])
@@ -109,7 +120,7 @@ class _Round(NamedTuple):
         return Answer([count - 1 if count else None for count in counts], lent)
 
 
-def _work(tasks: "queue.SimpleQueue[tuple[Future[Answer], _Round] | None]", exchange: Exchange) -> None:
+def _work(tasks: "queue.SimpleQueue[tuple[Future[Answer], Round] | None]", exchange: Exchange) -> None:
     work: Callable[[Exchange], Answer]
     while (task := tasks.get()) is not None:
         future, work = task[0], task[1].hold

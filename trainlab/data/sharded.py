@@ -10,14 +10,13 @@ from trainlab.data.loader import DataLoader
 from trainlab.data.order import chain_of_samplers
 from trainlab.data.rounds import Answer, Rounds
 from trainlab.data.samplers import DistributedSampler
-from trainlab.data.share import Part, Share
+from trainlab.data.share import NOTHING, Part, Share
 from trainlab.data.sources import Source
+from trainlab.data.transfer import length_or
 from trainlab.distributed import Exchange, RngState, preserved_rng
 from trainlab.errors import DataError
 
 __all__ = ["ShardedLoader", "ShardedSource", "sharded", "shards_itself", "without_shards"]
-
-_NOTHING: Any = object()
 
 
 class ShardedLoader:
@@ -147,11 +146,13 @@ class ShardedSource:
         source: of this rank's records; it knows nothing of ranks.
         share: which rank this is.
         exchange: connects the ranks; used by this object alone.
+        measures: the source counts an element as one record though it may hold several: those in it are counted.
+            Default False.
     """
 
     exact = False
 
-    def __init__(self, source: Source, share: Share, exchange: Exchange) -> None:
+    def __init__(self, source: Source, share: Share, exchange: Exchange, *, measures: bool = False) -> None:
         self.length: int | None = None
         self.total: int | None = None
         self.records = 0
@@ -160,10 +161,11 @@ class ShardedSource:
         self._source = source
         self._share = share
         self._exchange = exchange
+        self._measures = measures
         self._rounds: Rounds | None = None
         self._running: Generator[Any, None, None] | None = None
         self._ahead: _Ahead | None = None
-        self._latest: Any = _NOTHING
+        self._latest: Any = NOTHING
         self._epoch: int | None = None
         self._given = 0
         # The state of an ended pass, which the source is to be put back to in the next epoch.
@@ -175,7 +177,7 @@ class ShardedSource:
         """Begin an epoch at a position."""
         _refuse((state or {}).get("shards"), self._share.ranks, records)
         self._end_running()
-        self.records, self._epoch, self._given, self._latest = records, epoch, 0, _NOTHING
+        self.records, self._epoch, self._given, self._latest = records, epoch, 0, NOTHING
         if state is None or state.get("shards") != self._share.ranks:
             self._begin_after(epoch)
         elif state["epoch"] == epoch:
@@ -240,17 +242,21 @@ class ShardedSource:
 
     def _fetch(self, *, first: bool) -> _Ahead:
         if self._running is None and self._ahead is not None:
-            batch, before = _NOTHING, self._ahead.before
+            batch, before = NOTHING, self._ahead.before
         else:
             before = self._position()
-            batch = _NOTHING if self._running is None else next(self._running, _NOTHING)
-            if batch is _NOTHING:
+            batch = NOTHING if self._running is None else next(self._running, NOTHING)
+            if batch is NOTHING:
                 self._running = None
                 before = self._position()
-        has = batch is not _NOTHING
+        has = batch is not NOTHING
         if self._rounds is None:
             self._rounds = Rounds(self._exchange, self._share.rank, self._share.ranks)
-        records = self._source.records - before["records"] if has else None
+        records = None
+        if has:
+            records = self._source.records - before["records"]
+            if self._measures:
+                records = length_or(batch, records)
         # What others may borrow is handed over in an epoch's first round only.
         lent = batch if first and has else None
         return _Ahead(batch, before, self._rounds.begin(records, lend=first, batch=lent))
@@ -262,10 +268,10 @@ class ShardedSource:
             batch, answer = self._ahead.batch, self._ahead.round.result()
             if answer.ended:
                 return
-            if batch is not _NOTHING:
+            if batch is not NOTHING:
                 self._latest = batch
                 self._given += 1
-            elif self._latest is _NOTHING:
+            elif self._latest is NOTHING:
                 self._latest = answer.lent
             self._ahead = self._fetch(first=False)
             total = sum(filter(None, answer.records))

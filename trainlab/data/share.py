@@ -9,7 +9,10 @@ from torch import Tensor
 
 from trainlab.errors import InvalidValueError
 
-__all__ = ["Part", "Share", "piece_of_rank"]
+__all__ = ["NOTHING", "Joined", "Part", "Share", "piece_of_rank"]
+
+NOTHING: Any = object()
+"""What there is in place of a batch, or of what one is made of, where there is none."""
 
 _DEALS = ("pieces", "batches")
 _UNEVEN = ("scale", "drop", "pad")
@@ -27,6 +30,20 @@ class Part(NamedTuple):
     number: int
     local_records: int
     global_records: int
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """What a global batch is made of that consists of whole batches, the first of which is rank 0's, and so on.
+
+    Args:
+        batches: of a batch sampler, one for each rank; at the end of an epoch maybe fewer.
+    """
+
+    batches: Sequence[Any]
+
+    def __len__(self) -> int:
+        return sum(map(len, self.batches))
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +114,21 @@ class Share:
         each = size // self.ranks if self.uneven == "drop" else -(-size // self.ranks)
         return Part(number, each, each * self.ranks)
 
+    def part_of(self, number: int, records: Any) -> Part:
+        """Return what this rank gets of the global batch ``number``, given as for ``cut``, that it does get."""
+        if not isinstance(records, Joined):
+            return self.part(number, len(records))
+        sizes = [len(batch) for batch in records.batches]
+        if self.uneven == "pad":
+            sizes = [sizes[rank % len(sizes)] for rank in range(self.ranks)]
+        return Part(number, sizes[self.rank] if self.rank < len(sizes) else 0, sum(sizes))
+
     def cut(self, records: Any) -> Any:
-        """Return this rank's piece of a batch given as a sequence; None if the batch is left out."""
+        """Return this rank's piece of a batch given as a sequence, or as ``Joined``; None if the batch is left out."""
+        if isinstance(records, Joined):
+            batches = records.batches
+            # Whole, also to stand in: the user's batches may be no use in part.
+            return batches[self.rank % len(batches)] if self.uneven != "drop" or len(batches) == self.ranks else None
         if not hasattr(records, "__getitem__"):
             records = list(records)
         size = len(records)

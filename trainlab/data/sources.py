@@ -4,21 +4,19 @@ import contextlib
 import copy
 import functools
 import itertools
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from trainlab.data.fetch import Fetch, make_fetch
 from trainlab.data.order import OwnSampler, SharedRng, count_records, has_state, shuffled_order
-from trainlab.data.share import Part, Share
+from trainlab.data.share import NOTHING, Joined, Part, Share
 from trainlab.data.worker_states import WorkerStates, tell_of_other_workers
 from trainlab.data.workers import MapRequest, Worked, WorkerPool, read_items
 from trainlab.distributed import derive_seed
 
 __all__ = ["IndexSource", "Source", "length_of", "load_own_state", "own_state"]
-
-_NOTHING: Any = object()
 
 
 class Source(Protocol):
@@ -98,15 +96,14 @@ class IndexSource:
         self.fetches_here = loader.num_workers == 0
         self._pool = WorkerPool(loader, pinned=pinned) if loader.num_workers else None
         self._states = WorkerStates(loader)
-        # Without automatic batching the ranks take turns: a global batch is one element for each.
-        self._batch_size = loader.batch_size or (1 if share.whole else share.ranks)
+        self._batch_size = loader.batch_size or 1
         # A batch that goes to one rank as a whole is augmented alike whichever rank that is.
         self._rank_in_seeds = 0 if share.whole else share.rank
         self._epoch: int | None = None
         self._sampler_at_start: Any = None
         self._indices: Iterator[Any] = iter(())
-        self._peeked: Any = _NOTHING
-        self._first: Any = _NOTHING
+        self._peeked: Any = NOTHING
+        self._first: Any = NOTHING
 
     def batches(
         self, epoch: int | None, records: int, batches: int, state: Mapping[str, Any] | None
@@ -136,9 +133,9 @@ class IndexSource:
         """Look at the next indices of a user's sampler; nothing is fetched."""
         if self._pool is not None or self._own is None:
             return None
-        if self._peeked is _NOTHING:
-            self._peeked = next(self._indices, _NOTHING)
-        return self._peeked is not _NOTHING
+        if self._peeked is NOTHING:
+            self._peeked = next(self._indices, NOTHING)
+        return self._peeked is not NOTHING
 
     def first_batch(self) -> Any:
         """Fetch the first global batch in this process, for a rank that got none."""
@@ -266,7 +263,7 @@ class IndexSource:
         if saved is not None:
             own.load_state_dict(saved["start"] if saved["epoch"] == epoch else saved["now"])
         self._sampler_at_start = own.state_dict()
-        self._peeked = _NOTHING
+        self._peeked = NOTHING
         groups = self._groups(own, epoch, records)
         self._indices = self._own_indices(groups, batches)
         if self._pool is None:
@@ -280,7 +277,7 @@ class IndexSource:
     def _own_fetched_here(self) -> Generator[Any, None, None]:
         fetch = self._fetch()
         while self.more():
-            (_, count, mine, part), self._peeked = self._peeked, _NOTHING
+            (_, count, mine, part), self._peeked = self._peeked, NOTHING
             batch = fetch.look_up(mine)
             self.records += count
             self.part = part
@@ -293,9 +290,12 @@ class IndexSource:
         if loader.batch_size is not None:
             elements = itertools.islice(elements, records, None)
         else:
-            elements = _from_record(elements, records)
+            # An element is a batch of keys, or one key, which may stand for several records.
+            elements = _from_record(elements, records, len if loader.batched else count_records)
         groups = elements
-        if loader.batch_size is not None or not loader.batched:
+        if loader.batches_joined > 1:
+            groups = map(Joined, iter(functools.partial(read_items, elements, loader.batches_joined, False), []))
+        elif loader.batch_size is not None or not loader.batched:
             groups = iter(functools.partial(read_items, elements, self._batch_size, loader.drop_last), [])
         if self._share.alone or own.draws_at_the_start_only():
             return groups
@@ -315,7 +315,7 @@ class IndexSource:
                     self._first = group if batched else group[0]
                 if mine is None:
                     continue
-                part = share.part(number, len(group))
+                part = share.part_of(number, group)
             yield number, passed, mine if batched else mine[0], part
             passed = 0
         self.total = number + 1
@@ -343,10 +343,10 @@ def length_of(loader: Any) -> int | None:
         return None
 
 
-def _from_record(elements: Iterator[Any], records: int) -> Iterator[Any]:
+def _from_record(elements: Iterator[Any], records: int, count_in: Callable[[Any], int]) -> Iterator[Any]:
     """The elements from a position in records on; an element that reaches over it is cut."""
     for element in elements:
-        count = count_records(element)
+        count = count_in(element)
         if records >= count:
             records -= count
         elif records:

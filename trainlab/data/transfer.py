@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trainlab.errors import InvalidTypeError, InvalidValueError
 
-__all__ = ["SideStream", "data_length", "pin", "to_device"]
+__all__ = ["SideStream", "data_length", "length_or", "pin", "to_device"]
 
 _logger = logging.getLogger("trainlab.data")
 
@@ -84,6 +84,14 @@ def data_length(data: Any) -> int:
         f"dict, list or tuple. Received: {type(data).__name__}{_found_inside(data, first)}. "
         "Override Trial.get_batch_length for other batches."
     )
+
+
+def length_or(data: Any, otherwise: int) -> int:
+    """Tell how many records a batch holds, or ``otherwise`` for one whose records only the Trial can count."""
+    try:
+        return data_length(data)
+    except (InvalidTypeError, InvalidValueError):
+        return otherwise
 
 
 def _found_inside(data: Any, first: Any) -> str:

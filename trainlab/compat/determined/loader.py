@@ -1,9 +1,7 @@
 """Determined's data loader, and its functions for batches."""
 
 import copy
-import itertools
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +21,8 @@ TorchData = dict[str, torch.Tensor] | Sequence[torch.Tensor] | torch.Tensor
 class DataLoader(TrainlabLoader):
     """Batches of a data set; takes what ``torch.utils.data.DataLoader`` takes.
 
-    The same as ``trainlab.DataLoader``, but ``batch_size`` is that of one process. An ``IterableDataset`` works.
+    The same as ``trainlab.DataLoader``, but ``batch_size`` is that of one process, and so are the batches of a
+    ``batch_sampler``. An ``IterableDataset`` works.
     """
 
     def for_ranks(self, ranks: int) -> "DataLoader":
@@ -33,7 +32,7 @@ class DataLoader(TrainlabLoader):
             ranks: number of data ranks.
 
         Returns:
-            A loader whose batches are as large as ``ranks`` of this one's together.
+            A loader whose batches are ``ranks`` of this one's together. Those of a batch sampler are dealt out whole.
         """
         if ranks == 1:
             return self
@@ -41,7 +40,7 @@ class DataLoader(TrainlabLoader):
         if self.batch_size is not None:
             whole.batch_size = self.batch_size * ranks
         elif self.batched:
-            whole.own_sampler = _Joined(self.own_sampler, ranks)
+            whole.batches_joined = ranks
         return whole
 
     def of_one_rank(self, ranks: int) -> "DataLoader":
@@ -89,22 +88,6 @@ class DataLoader(TrainlabLoader):
             persistent_workers=self.persistent_workers,
             in_order=self.in_order,
         )
-
-
-class _Joined:
-    """The batches of a batch sampler, as many at a time as there are ranks."""
-
-    def __init__(self, batch_sampler: Any, ranks: int) -> None:
-        self.batch_sampler = batch_sampler
-        self._ranks = ranks
-
-    def __iter__(self) -> Iterator[list[Any]]:
-        batches = iter(self.batch_sampler)
-        while group := list(itertools.islice(batches, self._ranks)):
-            yield list(itertools.chain.from_iterable(group))
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.batch_sampler) / self._ranks)
 
 
 def adapt_batch_sampler(
