@@ -2,6 +2,7 @@
 
 from trainlab.parallel.choice import make_parallel
 from trainlab.parallel.options import DDPOptions, FSDPOptions
+from trainlab.parallel.replication import users_module
 from trainlab.parallel.single import Parallel
 
-__all__ = ["DDPOptions", "FSDPOptions", "Parallel", "make_parallel"]
+__all__ = ["DDPOptions", "FSDPOptions", "Parallel", "make_parallel", "users_module"]

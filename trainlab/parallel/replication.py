@@ -19,7 +19,7 @@ _PIECE = 250 * 2**20
 
 
 def users_module(model: nn.Module) -> nn.Module:
-    """Return the user's own module of a compiled one.
+    """Return the user's own module of a compiled one, whose state dict has the keys of the user's module.
 
     Args:
         model: a module, perhaps the result of ``torch.compile``.

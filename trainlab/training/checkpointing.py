@@ -27,6 +27,7 @@ from trainlab.data import BatchStream
 from trainlab.distributed import RngState, preserved_rng
 from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError, PeerFailedError
 from trainlab.optim import load_optimizer_state, optimizer_state_dict
+from trainlab.parallel import users_module
 from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
@@ -34,7 +35,6 @@ from trainlab.training.differences import made_with, name_of, warn_of_difference
 from trainlab.training.init import versions
 from trainlab.training.rank_state import own_of, own_parts
 from trainlab.training.trial import Trial
-from trainlab.training.wrapped import inner_module
 
 __all__ = ["Checkpointing", "content_of", "load_weights_of", "weights_loaded_for_a_while"]
 
@@ -297,7 +297,7 @@ class Checkpointing:
 
     def _content(self, recording: dict[str, Any] | None = None) -> dict[str, Any]:
         context = self._context
-        states = [inner_module(model).state_dict() for model in context.models]
+        states = [users_module(model).state_dict() for model in context.models]
         gradients = [_gradients(model) for model in context.models]
         content: dict[str, Any] = {
             "models_state_dict": [_tensors(state) for state in states],
@@ -347,7 +347,7 @@ class Checkpointing:
 
         Their attributes are looked at, and no state is asked for, which may come into being only with the training.
         """
-        modules = [module for model in self._context.models for module in inner_module(model).modules()]
+        modules = [module for model in self._context.models for module in users_module(model).modules()]
         owners = [*self._hooks.by_name.values(), *self._context.stateful.values(), *modules]
         return classes_in([getattr(owner, "__dict__", {}) for owner in owners])
 
@@ -392,7 +392,7 @@ class Checkpointing:
 
     def _load_gradients(self, gradients: list[dict[str, torch.Tensor]]) -> None:
         for model, saved in zip(self._context.models, gradients, strict=True):
-            for name, parameter in inner_module(model).named_parameters():
+            for name, parameter in users_module(model).named_parameters():
                 gradient = saved.get(name)
                 if gradient is not None:
                     gradient = place_like(gradient, parameter).to(parameter.device, copy=True)
@@ -409,7 +409,7 @@ def load_weights_of(checkpoint: Checkpoint, context: TrialContext) -> None:
     Raises:
         CheckpointMismatchError: the models' names, keys or shapes differ.
     """
-    states = [inner_module(model).state_dict() for model in context.models]
+    states = [users_module(model).state_dict() for model in context.models]
     extra: list[dict[str, Any]] = [{} for _ in states]
     if any(_others(state) for state in states):  # rare, and the state is larger than the weights
         extra = content_of(checkpoint, classes_in(states))["models_extra_state"]
@@ -429,7 +429,7 @@ def weights_loaded_for_a_while(path: str | os.PathLike[str], context: TrialConte
         CheckpointError: it cannot be read.
         CheckpointMismatchError: as for ``load_weights_of``; the weights are as they were then.
     """
-    modules = [inner_module(model) for model in context.models]
+    modules = [users_module(model) for model in context.models]
     before = [copy.deepcopy(module.state_dict()) for module in modules]
     try:
         with context.open_checkpoint(path) as checkpoint:
@@ -523,7 +523,7 @@ def _named(checkpoint: Checkpoint) -> Iterator[None]:
 def _models_of(checkpoint: Checkpoint, context: TrialContext) -> list[dict[str, torch.Tensor]]:
     like = None
     if context.parallel.shards and set(checkpoint.models.get("model", ())) == set(context.model_names):
-        states = (_tensors(inner_module(model).state_dict()) for model in context.models)
+        states = (_tensors(users_module(model).state_dict()) for model in context.models)
         like = dict(zip(context.model_names, states, strict=True))
     weights = checkpoint.weights("model", like=like)
     if sorted(weights) != sorted(context.model_names):
@@ -533,7 +533,7 @@ def _models_of(checkpoint: Checkpoint, context: TrialContext) -> list[dict[str, 
 
 def _load_models(states: list[dict[str, Any]], extra: list[dict[str, Any]], context: TrialContext) -> None:
     for model, state, others, name in zip(context.models, states, extra, context.model_names, strict=True):
-        module = inner_module(model)
+        module = users_module(model)
         match_keys(_tensors(module.state_dict()), state, f"model {name!r} ({type(module).__qualname__})")
         module.load_state_dict({**state, **others})
 
@@ -547,7 +547,7 @@ def _others(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _gradients(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad for name, p in inner_module(model).named_parameters() if p.grad is not None}
+    return {name: p.grad for name, p in users_module(model).named_parameters() if p.grad is not None}
 
 
 def _run_apart(hooks: list[Callable[..., None]], *args: Any, **kwargs: Any) -> None:

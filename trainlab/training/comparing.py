@@ -9,12 +9,12 @@ import torch
 
 from trainlab.data import BatchStream
 from trainlab.errors import DisagreementError, PeerFailedError
+from trainlab.parallel import users_module
 from trainlab.schedule import Plan
 from trainlab.training.agreement import disagreement
 from trainlab.training.context import TrialContext
-from trainlab.training.differences import made_with
+from trainlab.training.differences import length_of, made_with
 from trainlab.training.trial import Trial
-from trainlab.training.wrapped import inner_module
 
 __all__ = ["compare_ranks", "compare_weights"]
 
@@ -73,7 +73,7 @@ def compare_weights(context: TrialContext) -> None:
     if context.parallel.shards or context.distributed.size == 1:
         return
     with torch.no_grad():
-        mine = [_sums(inner_module(model)) for model in context.models]
+        mine = [_sums(users_module(model)) for model in context.models]
     of_ranks = context.distributed.allgather(mine)
     for rank, theirs in enumerate(of_ranks):
         for name, (first, size), (other, _) in zip(context.model_names, of_ranks[0], theirs, strict=True):
@@ -108,7 +108,7 @@ def _given(
         **made_with(trial, context, loaders[0]),
         "hyperparameters": context.given_hparams,
         "experiment configuration": context.given_exp_conf,
-        **{f"model {name!r}": _layout(inner_module(model)) for name, model in models},
+        **{f"model {name!r}": _layout(users_module(model)) for name, model in models},
         **{f"optimizer {name!r}": _groups(one.optimizer) for name, one in context.wrapped_optimizers.items()},
         **_loading("training", loaders[0], streams[0]),
         **_loading("validation", loaders[1], streams[1]),
@@ -128,12 +128,12 @@ def _loading(role: str, loader: Any, stream: BatchStream | None) -> dict[str, An
         return {f"{role} batch size": getattr(loader, "batch_size", None)}
     return {
         f"class of the {role} loader": type(loader).__qualname__,
-        f"records in the {role} data set": _length(getattr(loader, "dataset", None)),
+        f"records in the {role} data set": length_of(getattr(loader, "dataset", None)),
         f"{role} batch size": getattr(loader, "batch_size", None),
         f"drop_last of the {role} loader": getattr(loader, "drop_last", None),
         f"sampler of the {role} loader": type(getattr(loader, "sampler", None)).__qualname__,
         f"shuffle of the {role} loader": getattr(loader, "shuffle", None),
-        f"length of the {role} loader": _length(loader),
+        f"length of the {role} loader": length_of(loader),
     }
 
 
@@ -149,13 +149,6 @@ def _groups(optimizer: Any) -> Any:
         for group in optimizer.param_groups
     ]
     return type(optimizer).__qualname__, groups
-
-
-def _length(dataset: Any) -> int | None:
-    try:
-        return len(dataset)
-    except (TypeError, NotImplementedError):
-        return None
 
 
 def _short(value: Any) -> str:

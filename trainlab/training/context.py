@@ -20,7 +20,7 @@ from trainlab.errors import (
 )
 from trainlab.metrics import MetricReducer, MetricStates, ReducerRegistry, holds_torchmetrics
 from trainlab.optim import LRScheduler, average_gradients, owned_parameters
-from trainlab.parallel import Parallel
+from trainlab.parallel import Parallel, users_module
 from trainlab.precision import GradientScaling, Precision
 from trainlab.schedule import Progress
 from trainlab.training.config import RunConfig
@@ -29,7 +29,7 @@ from trainlab.training.rules import TrainingRules
 from trainlab.training.session import Session
 from trainlab.training.sharing import weighted
 from trainlab.training.status import RunStatus
-from trainlab.training.wrapped import WrappedOptimizer, WrappedScheduler, checked_name, inner_module
+from trainlab.training.wrapped import WrappedOptimizer, WrappedScheduler, checked_name
 
 __all__ = ["TrialContext"]
 
@@ -143,7 +143,7 @@ class TrialContext(RunConfig, RunStatus):
         self._refuse_once_sealed("wrap_model")
         if not isinstance(model, nn.Module):
             raise InvalidTypeError(f"wrap_model takes an nn.Module. Received: {model!r} ({type(model).__qualname__}).")
-        if any(model is known or inner_module(model) is inner_module(known) for known in self.models):
+        if any(model is known or users_module(model) is users_module(known) for known in self.models):
             raise InvalidStateError(f"This {type(model).__qualname__} is wrapped already. Wrap each model once.")
         name = str(len(self.models)) if name is None else checked_name(name, self.model_names, "model")
         model.to(self.device)
@@ -151,9 +151,9 @@ class TrialContext(RunConfig, RunStatus):
         self.precision.attach(model)
         self.models.append(model)
         self.model_names.append(name)
-        if holds_torchmetrics(inner_module(model)):
+        if holds_torchmetrics(users_module(model)):
             # No name of the user's has a dot.
-            self.stateful[f"{name}.torchmetrics"] = MetricStates(inner_module(model))
+            self.stateful[f"{name}.torchmetrics"] = MetricStates(users_module(model))
         return model
 
     def wrap_optimizer(

@@ -4,12 +4,12 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from trainlab.parallel import users_module
 from trainlab.training.context import TrialContext
 from trainlab.training.init import versions
 from trainlab.training.trial import Trial
-from trainlab.training.wrapped import inner_module
 
-__all__ = ["made_with", "warn_of_differences"]
+__all__ = ["length_of", "made_with", "name_of", "warn_of_differences"]
 
 logger = logging.getLogger("trainlab.training")
 
@@ -30,12 +30,12 @@ def made_with(trial: Trial, context: TrialContext, loader: Any) -> dict[str, Any
         "seed": context.get_trial_seed(),
         "precision": context.precision.name,
         "aggregation_frequency": context.aggregation_frequency,
-        "records in the training data set": _length(getattr(loader, "dataset", None)),
+        "records in the training data set": length_of(getattr(loader, "dataset", None)),
         "training batch size": _plain(getattr(loader, "batch_size", None)),
         "class of the training loader": name_of(type(loader)),
         "training loader with workers": bool(getattr(loader, "num_workers", 0)),
         "parameters that are trained": {
-            name: sum(p.numel() for p in inner_module(model).parameters() if p.requires_grad)
+            name: sum(p.numel() for p in users_module(model).parameters() if p.requires_grad)
             for name, model in zip(context.model_names, context.models, strict=True)
         },
         "learning rate schedulers": [type(scheduler.scheduler).__qualname__ for scheduler in context.lr_schedulers],
@@ -73,9 +73,14 @@ def name_of(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def _length(dataset: Any) -> int | None:
+def length_of(sized: Any) -> int | None:
+    """Give a length, None where there is none.
+
+    Args:
+        sized: a data set, a loader or None.
+    """
     try:
-        return len(dataset)
+        return len(sized)
     except (TypeError, NotImplementedError):
         return None
 

@@ -8,8 +8,8 @@ import torch
 
 from trainlab.checkpoint import Checkpoint, only_parts, place_like
 from trainlab.metrics import MetricStates
+from trainlab.parallel import users_module
 from trainlab.training.context import TrialContext
-from trainlab.training.wrapped import inner_module
 
 __all__ = ["own_of", "own_parts"]
 
@@ -91,7 +91,7 @@ def _gradients(of_ranks: list[Any], context: TrialContext) -> list[dict[str, Any
     summed: list[dict[str, Any]] = []
     for number, model in enumerate(context.models):
         mean: dict[str, Any] = {}
-        for name, parameter in inner_module(model).named_parameters():
+        for name, parameter in users_module(model).named_parameters():
             found = [models[number][name] for models in of_ranks if name in models[number]]
             if not found:
                 continue

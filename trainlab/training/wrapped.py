@@ -4,12 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
 
 from trainlab.errors import InvalidValueError
 from trainlab.optim import LRScheduler
 
-__all__ = ["WrappedOptimizer", "WrappedScheduler", "checked_name", "inner_module"]
+__all__ = ["WrappedOptimizer", "WrappedScheduler", "checked_name"]
 
 
 @dataclass(eq=False)
@@ -29,16 +28,6 @@ class WrappedScheduler:
     scheduler: LRScheduler
     optimizer_name: str
     steps_seen: int = field(default=0)
-
-
-def inner_module(model: nn.Module) -> nn.Module:
-    """Return the user's own module of a compiled one, whose state dict has the keys of the user's module.
-
-    Args:
-        model: a module, perhaps the result of ``torch.compile``.
-    """
-    inner = getattr(model, "_orig_mod", model)
-    return inner if isinstance(inner, nn.Module) else model
 
 
 def checked_name(name: str, taken: Iterable[str], what: str) -> str:
