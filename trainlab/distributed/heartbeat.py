@@ -235,7 +235,8 @@ class Heartbeat:
             rank = min(self.left)
             message = f"it had nothing more to do, and others still waited for it ({self._table()})"
             return replace(self._last_seen(rank), kind="ended", message=message)
-        return replace(failure, message=f"{failure.message}; {self._table()}")
+        advice = ". All ranks have to make the same calls; timeout and TRAINLAB_TIMEOUT give a slow one more time"
+        return replace(failure, message=f"{failure.message}; {self._table()}{advice if reason == 'late' else ''}")
 
     def _table(self) -> str:
         lines = []
