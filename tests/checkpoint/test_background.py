@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.checkpoint.ranks import save, snapshots, write_sharded, writers
 from tests.checkpoint.samples import rewrite, same
 from trainlab.checkpoint import (
     Checkpoint,
@@ -23,6 +24,7 @@ from trainlab.checkpoint import (
     SaveMode,
     Snapshot,
     Write,
+    latest_checkpoint,
     list_checkpoints,
 )
 from trainlab.checkpoint.snapshot import Staging
@@ -546,3 +548,90 @@ def test_a_new_start_removes_nothing_while_the_newest_may_be_damaged(store: Stor
         assert list_checkpoints(store) == [older, newest]
     CheckpointWriter(store, retention=LAST, whole=store.location(newest))
     assert list_checkpoints(store) == [newest]
+
+
+DAMAGE: dict[str, Callable[[Store, str], None]] = {
+    "lost weights": lambda store, name: store.remove(f"{name}/model.safetensors"),
+    "lost manifest": lambda store, name: store.remove(f"{name}/manifest.json"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("keep", [1, 2])
+def test_damaged_ones_do_not_take_the_place_of_whole_ones(store: Store, keep: int, damage: str) -> None:
+    """With the newest damaged, the one resumed from stays until enough whole ones are newer; no damaged one goes."""
+    first = CheckpointWriter(store, mode="sync", retention=ALL)
+    for batches in (1, 2, 3, 4):
+        start(first, torch.ones(2), batches)
+        settled(first)
+    damaged = list_checkpoints(store)[2:]
+    for name in damaged:
+        DAMAGE[damage](store, name)
+    whole = latest_checkpoint(store)
+    assert whole == store.location("batch-0000002")
+    resumed = CheckpointWriter(store, mode="sync", retention=Retention(keep_last=keep, keep_best=0), whole=whole)
+    own: list[str] = []
+    for batches in (3, 4, 5):
+        start(resumed, torch.ones(2), batches)
+        own.append(settled(resumed).entry.name)
+        expected = ["batch-0000002", *own][-keep:]
+        assert resumed.names == expected
+        assert set(store.folders()) == {*damaged, *expected}
+    assert latest_checkpoint(store) == store.location(own[-1])
+
+
+@pytest.mark.parametrize("saves_before_it_ends", [1, 2])
+def test_damage_is_known_to_later_processes_too(store: Store, saves_before_it_ends: int) -> None:
+    """After another start a damaged checkpoint takes no place of a whole one either, until it is older than enough."""
+    first = CheckpointWriter(store, mode="sync", retention=ALL)
+    for batches in (1, 2, 3):
+        start(first, torch.ones(2), batches)
+        settled(first)
+    for name in ("batch-0000002", "batch-0000003"):
+        store.remove(f"{name}/model.safetensors")
+    rules = Retention(keep_last=3, keep_best=0)
+    second = CheckpointWriter(store, mode="sync", retention=rules, whole=latest_checkpoint(store))
+    for batches in range(4, 4 + saves_before_it_ends):
+        start(second, torch.ones(2), batches)
+        settled(second)
+    third = CheckpointWriter(store, mode="sync", retention=rules, whole=latest_checkpoint(store))
+    assert "batch-0000001" in third.names and latest_checkpoint(store) == store.location(third.names[-1])
+    for batches in (6, 7, 8):
+        start(third, torch.ones(2), batches)
+        settled(third)
+        whole = [name for name in third.names if weight_in(store, name) is not None]
+        assert len(whole) >= 3
+    assert third.names == ["batch-0000006", "batch-0000007", "batch-0000008"]
+
+
+def test_a_damaged_one_is_neither_the_best_nor_the_first_of_its_stretch(store: Store) -> None:
+    """What is known to be damaged is kept by no rule, so that the best and the first of the whole ones are."""
+
+    def saved(writer: CheckpointWriter, batches: int, loss: float) -> str:
+        progress = {"batches_trained": batches, "last_validation_batch": batches, "validation_metrics": {"loss": loss}}
+        snapshot = Snapshot(weights={"model": {"0": {}}}, state={}, details={"progress": progress})
+        writer.start(snapshot, Entry.of(writer.next_name(batches), 0, progress), wait=True)
+        return settled(writer).entry.name
+
+    first = CheckpointWriter(store, mode="sync", retention=ALL)
+    names = [saved(first, batches, loss) for batches, loss in ((8, 2.0), (9, 3.0), (10, 1.0))]
+    store.remove(f"{names[-1]}/model.safetensors")
+    rules = Retention(keep_last=1, keep_best=1, keep_every=Batch(10))
+    resumed = CheckpointWriter(
+        store, mode="sync", retention=rules, metric="loss", whole=store.location("batch-0000009")
+    )
+    own = [saved(resumed, batches, 4.0) for batches in (10, 11, 12)]
+    assert resumed.names == ["batch-0000008", own[0], own[2]]
+    assert set(store.folders()) == {"batch-0000008", "batch-0000010", own[0], own[2]}
+
+
+def test_damaged_ones_do_not_count_on_several_ranks(tmp_path: Path) -> None:
+    """Of several ranks none counts the damaged ones, and the one that was resumed from stays."""
+    for batches in (1, 2):
+        write_sharded(tmp_path, 2, batches=batches)
+    (tmp_path / "batch-0000002" / "rank-1" / "state.json").write_text("{}")
+    whole = latest_checkpoint(tmp_path)
+    made = writers(tmp_path, 2, whole=whole)
+    assert [write.error for write in save(made, snapshots(2), 2)] == [None, None]
+    assert [writer.names for writer in made] == [["batch-0000001", "batch-0000002.1"]] * 2
+    assert {path.name for path in tmp_path.iterdir()} == {"batch-0000001", "batch-0000002", "batch-0000002.1"}

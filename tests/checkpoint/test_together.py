@@ -33,15 +33,17 @@ from trainlab.checkpoint import (
     Snapshot,
     WriteAbortedError,
     latest_checkpoint,
+    list_checkpoints,
     load_checkpoint,
     load_weights,
     remove_rubbish,
+    shared_place,
     without_parts,
 )
 from trainlab.checkpoint.commands import describe, find
 from trainlab.checkpoint.parts import Box
 from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError, PeerFailedError
-from trainlab.storage import open_store
+from trainlab.storage import Store, open_store
 from trainlab.storage.local import LocalStore
 
 MESHES: list[tuple[int, tuple[int, ...], list[Placement]]] = [
@@ -298,18 +300,101 @@ def test_ranks_that_name_it_differently_make_no_checkpoint(tmp_path: Path) -> No
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_is_not_shared_is_told(tmp_path: Path) -> None:
-    """A rank whose machine does not see the first one's folder says so, instead of writing to its own disk."""
-    channels = Channels(2)
-    made = on_each(
-        2,
-        lambda rank: CheckpointWriter(
-            open_store(tmp_path / f"disk-{rank}"), channel=channels.of(rank), rank=rank, ranks=2
-        ),
+def writers_of(stores: list[Store], channels: Channels | None = None) -> list[Any]:
+    """A writer of each rank, each with a store of its own; or why there is none."""
+    among = channels or Channels(len(stores))
+    return on_each(
+        len(stores),
+        lambda rank: CheckpointWriter(stores[rank], channel=among.of(rank), rank=rank, ranks=len(stores)),
     )
+
+
+@pytest.mark.parametrize("kind", ["disk", "memory"])
+def test_a_place_that_is_not_shared_is_told_before_the_training(
+    tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If some ranks have a folder or store of their own, all raise the same error, which names those ranks."""
+    monkeypatch.setattr(shared_place, "_PATIENCE", 0.0)
+    places = [str(tmp_path / f"disk-{n}") if kind == "disk" else f"memory://{tmp_path}-{n}/ck" for n in range(2)]
+    stores = [open_store(places[rank in (1, 3)]) for rank in range(4)]
+    errors = writers_of(stores)
+    assert [type(error) for error in errors] == [CheckpointError] * 4
+    assert len({str(error) for error in errors}) == 1
+    for told in ("ranks 1, 3 (it does not see", stores[0].url, "where all ranks see the same files"):
+        assert told in str(errors[2])
+    assert [isinstance(error.__cause__, PeerFailedError) for error in errors] == [True, False, True, True]
+    assert [store.folders() for store in stores] == [[]] * 4
+
+
+def test_a_place_that_one_rank_may_not_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank that is refused the store says so at the start, with the reason."""
+    monkeypatch.setattr(shared_place, "_PATIENCE", 0.0)
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    errors = writers_of([open_store(tmp_path / "ck"), open_store(tmp_path / "loop")])
+    assert all("rank 1 (" in str(error) and "symbolic links" in str(error) for error in errors)
+
+
+class Late(LocalStore):
+    """A store in which a rank sees what others write a little later."""
+
+    looks = 0
+
+    def size(self, name: str) -> int:
+        """Fail at the first look."""
+        self.looks += 1
+        if self.looks == 1:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        return super().size(name)
+
+
+def test_a_file_system_that_is_a_little_late_is_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks that see each other's files only after a moment, as on a network file system, train."""
+    monkeypatch.setattr(shared_place, "_PAUSE", 0.0)
+    made = writers_of([open_store(tmp_path), Late(tmp_path)])
+    assert [write.error for write in save(made, snapshots(2))] == [None, None]
+
+
+def test_what_ranks_look_for_is_gone_when_they_train(tmp_path: Path) -> None:
+    """Nothing of the look at the store is left, and what a process killed in the middle of it leaves is rubbish."""
+    store = open_store(tmp_path / "ck")
+    writers(store, 2)
+    assert list((tmp_path / "ck").iterdir()) == []
+    mark = shared_place.leave_mark(store)
+    assert mark in store.folders() and list_checkpoints(store) == [] and latest_checkpoint(store) is None
+    assert remove_rubbish(store) == [mark]
+    channels = Channels(2)
+    channels.dead.set()
+    with pytest.raises(PeerFailedError):
+        CheckpointWriter(store, channel=channels.of(0), rank=0, ranks=2)
+    assert list((tmp_path / "ck").iterdir()) == []
+
+
+def test_a_full_disk_at_the_start_is_no_error_yet(tmp_path: Path) -> None:
+    """Ranks begin although nothing can be written, as one process does: what is lost is the first checkpoint."""
+    stores: list[Store] = [Failing(tmp_path, "batch-", FULL) for _ in range(2)]
+    made = writers_of(stores)
+    assert all("No space left" in str(write.error) for write in save(made, snapshots(2)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_process_looks_for_nothing(tmp_path: Path) -> None:
+    """A run of one process writes nothing before its first checkpoint."""
+    CheckpointWriter(open_store(tmp_path / "ck"))
+    assert not (tmp_path / "ck").exists()
+
+
+def test_a_folder_that_is_no_longer_shared_is_told(tmp_path: Path) -> None:
+    """A rank that has lost the first one's folder says so, instead of writing to its own disk."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "own").mkdir()
+    mount = tmp_path / "mount"
+    mount.symlink_to(tmp_path / "shared")
+    made = writers_of([open_store(tmp_path / "shared"), open_store(mount)])
+    mount.unlink()
+    mount.symlink_to(tmp_path / "own")
     errors = [str(write.error) for write in save(made, snapshots(2))]
     assert all("where all ranks see the same files" in error for error in errors)
-    assert not list((tmp_path / "disk-0").iterdir()) and not (tmp_path / "disk-1").exists()
+    assert not list((tmp_path / "shared").iterdir()) and not list((tmp_path / "own").iterdir())
 
 
 def test_a_hook_sees_all_ranks_files(tmp_path: Path) -> None:

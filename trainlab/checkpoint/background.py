@@ -12,6 +12,7 @@ from typing import Literal
 from trainlab.checkpoint.forked import ForkedWrite, obstacle_to_fork
 from trainlab.checkpoint.layout import checkpoint_name, list_checkpoints, remove_checkpoint
 from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_manifest, read_sequence
+from trainlab.checkpoint.reader import Checkpoint
 from trainlab.checkpoint.retention import Entry, Retention, expired
 from trainlab.checkpoint.snapshot import Contents, Snapshot, Staging
 from trainlab.checkpoint.together import Channel, Together
@@ -74,17 +75,18 @@ class CheckpointWriter:
         metric: the validation metric that tells which is the best; None if none does.
         smaller_is_better: whether a smaller value is better.
         pinned: whether the tensors are on a CUDA device.
-        whole: the checkpoint that was found whole, if one was. If it is the newest, what a process that was killed
-            right after it did not come to remove is removed now. Default None.
+        whole: the newest checkpoint that was found whole, if one was. Newer ones are damaged: no rule counts them, and
+            they stay as they are. If there are none, what a process that was killed right after it did not come to
+            remove is removed now. Default None.
         before_publish: called when the data of a checkpoint is durable, before it is committed; an ``OSError`` that it
             raises is one of the checkpoint. Default: nothing. On the chief only.
         channel: to the writers of the other ranks, used by one thread at a time. Making the writer then is a collective
-            call. Default: none, for one process.
+            call, in which they also find out whether all see the store. Default: none, for one process.
         rank: this rank; default 0.
         ranks: how many there are; default 1.
 
     Raises:
-        CheckpointError: the store cannot be read.
+        CheckpointError: the store cannot be read, or not all ranks see it.
     """
 
     def __init__(
@@ -115,11 +117,12 @@ class CheckpointWriter:
         self._reserving: threading.Thread | None = None
         self._aborted = threading.Event()
         self._entries: dict[str, Entry] = {}
+        self._known_whole: set[str] = set()
         self._last_sequence = 0
         self._taken: set[str] = set()
         # Of several ranks the chief alone knows more than the names.
         look = partial(self._look, whole)
-        self._names = look() if self._together is None else self._together.agree(look)
+        self._names = look() if self._together is None else self._together.agree(look, store)
         self._in_flight: Write | None = None
         self._told_no_fork = False
         self._child: ForkedWrite | None = None
@@ -278,6 +281,7 @@ class CheckpointWriter:
         reached("committed")
         self._last_sequence = write.target.sequence
         self._entries[write.entry.name] = write.entry
+        self._known_whole.add(write.entry.name)
         self._remove_expired()
         self._names = list(self._entries)
         return self._names
@@ -328,18 +332,52 @@ class CheckpointWriter:
         self._entries, self._last_sequence = _found(self._store)
         # Nobody else writes here, so that the store need not be asked again while training waits.
         self._taken = set(self._store.folders())
-        newest = max(self._entries.values(), key=lambda entry: entry.sequence, default=None)
-        if newest is not None and newest.sequence == self._last_sequence and self.location(newest.name) == whole:
-            self._remove_expired()
+        found = next((entry for entry in self._entries.values() if self.location(entry.name) == whole), None)
+        if found is not None:
+            self._known_whole.add(found.name)
+            for entry in [entry for entry in self._entries.values() if entry.sequence > found.sequence]:
+                self._leave_out(entry.name)
+            if found.sequence == self._last_sequence:
+                self._remove_expired()
         return list(self._entries)
 
-    def _remove_expired(self) -> None:
-        chosen = expired(
+    def _leave_out(self, name: str) -> None:
+        """Count one no more that is not whole: it would be kept in the place of one that is."""
+        del self._entries[name]
+        logger.warning(
+            "Checkpoint %s is not whole: it does not count among those that are kept, and is left as it is. Remove it "
+            "by hand when it is of no use.",
+            self._store.location(name),
+        )
+
+    def _expired(self) -> list[str]:
+        return expired(
             list(self._entries.values()),
             self._retention,
             metric=self._metric,
             smaller_is_better=self._smaller_is_better,
         )
+
+    def _know_the_last(self) -> None:
+        """See that those that are kept as the last ones are whole; an earlier process's are read for it, once."""
+        while unknown := [name for name in self._last() if name not in self._known_whole]:
+            for name in unknown:
+                try:
+                    Checkpoint.open_in(self._store, name).close()
+                except CheckpointError as error:
+                    logger.error("A checkpoint that was to be kept is of no use. %s", error)
+                    self._leave_out(name)
+                else:
+                    self._known_whole.add(name)
+
+    def _last(self) -> list[str]:
+        in_order = sorted(self._entries.values(), key=lambda entry: entry.sequence)
+        return [entry.name for entry in in_order[-(self._retention.keep_last or 0) :]]
+
+    def _remove_expired(self) -> None:
+        if self._expired():
+            self._know_the_last()
+        chosen = self._expired()
         for name in chosen:
             reached("retention chosen")
             try:

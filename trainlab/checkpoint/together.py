@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from trainlab.checkpoint.manifest import UNFINISHED
 from trainlab.checkpoint.parts import Box, tiles
+from trainlab.checkpoint.shared_place import leave_mark, remove_mark, told_unseen, why_unseen
 from trainlab.checkpoint.snapshot import Contents, Snapshot, folder_of_rank
 from trainlab.checkpoint.writer import (
     BeforeCommit,
@@ -25,7 +26,7 @@ from trainlab.checkpoint.writer import (
     write_contents,
 )
 from trainlab.errors import CheckpointError, PeerFailedError
-from trainlab.storage import reached
+from trainlab.storage import Store, reached
 
 __all__ = ["Channel", "Together"]
 
@@ -79,24 +80,30 @@ class Together:
         self.rank = rank
         self.ranks = ranks
 
-    def agree(self, find: Callable[[], list[str]]) -> list[str]:
-        """Let the chief find something, and tell the others.
+    def agree(self, find: Callable[[], list[str]], store: Store) -> list[str]:
+        """Let the chief find something in a store, tell the others, and see that they have the same store.
 
         Args:
             find: called on the chief only.
+            store: where it looks, as this rank has it. If nothing can be written there, nothing is compared.
 
         Returns:
             What it found, on every rank.
 
         Raises:
-            CheckpointError: the chief could not find it.
+            CheckpointError: the chief could not find it, or a rank does not see the store.
         """
         if self.rank == _CHIEF:
             with self._telling():
                 found = find()
-            self._tell({"names": found})
-            return found
-        return list(self._outcome(None)["names"])
+                mark = leave_mark(store)
+            self._tell({"names": found, "mark": mark})
+        else:
+            told = self._outcome(None)
+            found, mark = list(told["names"]), told["mark"]
+        if mark is not None:
+            self._require_shared(store, mark)
+        return found
 
     def write(
         self,
@@ -184,6 +191,26 @@ class Together:
             return error, {**_told_of(error), "rank": self.rank}
         told = {"files": files, "weights": snapshot.weights, "state": snapshot.state, "parts": snapshot.told_parts()}
         return None, told
+
+    def _require_shared(self, store: Store, mark: str) -> None:
+        """Raise on all ranks if one does not see what the chief has left in the store."""
+        if self.rank == _CHIEF:
+            try:
+                answers = self._channel.gather(_packed({})) or []
+            finally:
+                remove_mark(store, mark)
+            unseen = {rank: told["unseen"] for rank, told in enumerate(map(_unpacked, answers)) if "unseen" in told}
+            outcome: _Told = {"blind": min(unseen), "text": told_unseen(store, unseen)} if unseen else {}
+            self._tell(outcome)
+        else:
+            reason = why_unseen(store, mark)
+            self._channel.gather(_packed({} if reason is None else {"unseen": reason}))
+            outcome = self._outcome(None)
+        if outcome:
+            error = CheckpointError(outcome["text"])
+            if outcome["blind"] != self.rank:  # so that one rank tells, and the others only what it told
+                error.__cause__ = PeerFailedError(f"Rank {outcome['blind']} does not see the place of checkpoints.")
+            raise error
 
     def _require_all(self, target: Target, parts: list[_Told], own: Exception | None) -> None:
         """Raise on all ranks what went wrong on one: an error rather than that it was given up."""
