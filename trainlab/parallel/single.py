@@ -115,4 +115,4 @@ class Parallel:
         return value
 
     def close(self) -> None:
-        """Give the models back as they were, so that they can be called without the other ranks."""
+        """Give the models back as they were; sharded ones stay so, and cannot be called without the other ranks."""

@@ -1,7 +1,6 @@
 """What all ranks of a run have to be given alike, compared before anything is trained."""
 
 import hashlib
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,7 +19,7 @@ __all__ = ["compare_ranks", "compare_weights"]
 
 _LONGEST = 200
 # Above what ranks on different hardware may differ by, far below what training apart does.
-_ROUNDING = 1e-7
+_ROUNDING = 1e-6
 
 
 def compare_ranks(
@@ -62,7 +61,7 @@ def compare_ranks(
 def compare_weights(context: TrialContext) -> None:
     """See that the ranks have not trained their models apart, as an optimizer stepped past the context lets them.
 
-    A sum over each model's weights is compared, up to the rounding by which ranks on different hardware may differ.
+    The norm of each parameter is compared, up to the rounding by which ranks on different hardware may differ.
 
     Args:
         context: the context; its models are not sharded, or nothing is compared.
@@ -72,12 +71,10 @@ def compare_weights(context: TrialContext) -> None:
     """
     if context.parallel.shards or context.distributed.size == 1:
         return
-    with torch.no_grad():
-        mine = [_sums(users_module(model)) for model in context.models]
-    of_ranks = context.distributed.allgather(mine)
+    of_ranks = context.distributed.allgather([_norms(users_module(model)) for model in context.models])
     for rank, theirs in enumerate(of_ranks):
-        for name, (first, size), (other, _) in zip(context.model_names, of_ranks[0], theirs, strict=True):
-            if abs(first - other) > _ROUNDING * size:
+        for name, first, other in zip(context.model_names, of_ranks[0], theirs, strict=True):
+            if not torch.allclose(first, other, rtol=_ROUNDING, atol=0.0, equal_nan=True):
                 error = DisagreementError(
                     f"The weights of model {name!r} have grown apart: rank {rank} has others than rank 0 after batch "
                     f"{context.progress.batches_trained}. Gradients were not exchanged somewhere: call "
@@ -89,15 +86,11 @@ def compare_weights(context: TrialContext) -> None:
                 raise error
 
 
-def _sums(module: Any) -> tuple[float, float]:
-    """The sum of all trained weights, and of their absolute values."""
-    weights = [p.detach().double() for p in module.parameters() if p.requires_grad and not p.is_complex()]
-    if not weights:
-        return 0.0, 0.0
-    sums = torch.stack([torch.stack([w.sum(), w.abs().sum()]) for w in weights]).sum(0)
-    total, size = sums.tolist()
-    # One that is not finite is told of by its metrics; NaN equals nothing, itself neither.
-    return (total, size) if math.isfinite(total) else (0.0, 0.0)
+@torch.no_grad()
+def _norms(module: Any) -> torch.Tensor:
+    """The norm of each trained parameter: one pass over the weights."""
+    weights = [p for p in module.parameters() if p.requires_grad]
+    return torch.stack([n.double() for n in torch._foreach_norm(weights)]).cpu() if weights else torch.zeros(0)
 
 
 def _given(

@@ -274,7 +274,7 @@ class Trainer:
             self._checkpointing.settle()
         if progress.last_report_batch != progress.batches_trained:
             self._reporter.report()
-        if self.context.is_shared and due & {Action.VALIDATE, Action.CHECKPOINT}:
+        if context.is_shared and Action.VALIDATE in due:
             compare_weights(context)
         is_best = False
         if Action.VALIDATE in due and self._evaluator is not None:
