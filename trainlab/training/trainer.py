@@ -209,13 +209,7 @@ class Trainer:
         while True:
             if progress.batches_in_epoch == 0:
                 self._start_epoch()
-            boundary = self._plan.next_boundary(progress, self._batches.epoch_length)
-            context.exchanges_at = boundary
-            if self._owes_checkpoint:
-                group_end = progress.batches_trained + context.batches_left_in_group()
-                boundary = group_end if boundary is None else min(boundary, group_end)
-            until = self._agreement.until(boundary)
-            self._train_batches(progress.batches_trained + 1 if self._untried else until)
+            self._train_batches(self._until())
             if self._untried:
                 self._try_checkpoint()
             # Asked, rather than seen: the epoch's last batch may be the boundary's, and nobody may know its length.
@@ -225,6 +219,16 @@ class Trainer:
                 self._agree(signals)
             if context.stop_requested or self._plan.due(progress) or self._can_settle_debt():
                 return
+
+    def _until(self) -> int | None:
+        """Give the batch up to which may be trained without a look around; None if no boundary can be foreseen."""
+        progress = self.context.progress
+        boundary = self._plan.next_boundary(progress, self._batches.epoch_length)
+        self.context.exchanges_at = boundary
+        if self._owes_checkpoint:
+            group_end = progress.batches_trained + self.context.batches_left_in_group()
+            boundary = group_end if boundary is None else min(boundary, group_end)
+        return progress.batches_trained + 1 if self._untried else self._agreement.until(boundary)
 
     def _train_batches(self, until: int | None) -> None:
         """Train up to the batch number ``until`` or to the epoch's end: the path of every batch."""
