@@ -101,7 +101,8 @@ class CutSource:
             self._running = None
 
     def _until_the_cut(self) -> Generator[Any, None, None]:
-        while self._given != self.length:
+        # More than its length where the run had fewer ranks, and so more batches, before.
+        while self.length is None or self._given < self.length:
             batch = NOTHING if self._running is None else next(self._running, NOTHING)
             if batch is NOTHING:
                 given_of_pass = self._source.records
