@@ -224,7 +224,8 @@ class Trainer:
         """Give the batch up to which may be trained without a look around; None if no boundary can be foreseen."""
         progress = self.context.progress
         boundary = self._plan.next_boundary(progress, self._batches.epoch_length)
-        self.context.exchanges_at = boundary
+        if self.context.parallel.shards:
+            self.context.exchanges_at = boundary
         if self._owes_checkpoint:
             group_end = progress.batches_trained + self.context.batches_left_in_group()
             boundary = group_end if boundary is None else min(boundary, group_end)
