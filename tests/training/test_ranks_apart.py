@@ -43,3 +43,36 @@ def test_weights_that_grow_apart_are_found(tmp_path: Path, way: str) -> None:
         outputs = ranks.outputs()
     assert outputs.count("DisagreementError: The weights of model '0' have grown apart: rank 1 has others") >= 1
     assert "than rank 0 after batch 6" in outputs
+
+
+class Late(trainlab.Trial):
+    """Puts another layer into its model after that was wrapped."""
+
+    def __init__(self, context: Any) -> None:
+        self.context = context
+        model = torch.nn.Sequential(torch.nn.Linear(8, 4), torch.nn.Linear(4, 3))
+        self.model = context.wrap_model(model)
+        model[1] = torch.nn.Linear(4, 3)
+        self.optimizer = context.wrap_optimizer(torch.optim.SGD(model.parameters(), lr=0.1))
+
+    def build_training_data_loader(self) -> Any:
+        return trainlab.DataLoader(torch.utils.data.TensorDataset(torch.ones(16, 8)), batch_size=4)
+
+    def train_batch(self, batch: Any, epoch_idx: int, batch_idx: int) -> Any:
+        loss = self.model(batch[0]).square().mean()
+        self.context.backward(loss)
+        self.context.step_optimizer(self.optimizer)
+        return {"loss": loss}
+
+
+def train_late(run_dir: str) -> None:
+    """Train."""
+    with trainlab.init(run_dir=run_dir, progress=False, parallel="fsdp") as context:
+        trainlab.Trainer(Late(context), context).fit(max_length=Batch(3))
+
+
+def test_a_layer_that_is_not_sharded_is_refused(tmp_path: Path) -> None:
+    """Under FSDP a layer put into the model after wrap_model is an error at the start, with its parameters' names."""
+    with start_ranks(train_late, 2, str(tmp_path / "run")) as ranks:
+        assert ranks.wait() == [1, 1]
+        assert "came into it after it was wrapped, and are not sharded: 1.weight, 1.bias" in ranks.outputs()

@@ -104,6 +104,7 @@ class Sharded(Parallel):
                 f"{', '.join(kind.__qualname__ for kind in missing)}. Name the class of the repeated part of the "
                 "model, such as a transformer's block."
             )
+        self._refuse_unsharded()
         self._buffers = Buffers(self._models, self._group)
         self._buffers.send()
 
@@ -199,6 +200,18 @@ class Sharded(Parallel):
                 ),
                 offload_policy=CPUOffloadPolicy() if offloads else OffloadPolicy(),
             )
+
+    def _refuse_unsharded(self) -> None:
+        """Refuse trained parameters that came into a model after it was wrapped: each rank would train its own."""
+        from torch.distributed.tensor import DTensor
+
+        for model in self._models:
+            late = [n for n, p in model.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
+            if late:
+                raise InvalidStateError(
+                    f"Parameters of a {type(model).__qualname__} came into it after it was wrapped, and are not "
+                    f"sharded: {', '.join(late[:5])}. Call wrap_model when the model is complete."
+                )
 
     def _ranks(self) -> Any:
         if self._mesh is None:
