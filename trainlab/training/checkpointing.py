@@ -298,14 +298,13 @@ class Checkpointing:
     def _content(self, recording: dict[str, Any] | None = None) -> dict[str, Any]:
         context = self._context
         states = [users_module(model).state_dict() for model in context.models]
-        gradients = [_gradients(model) for model in context.models]
         content: dict[str, Any] = {
             "models_state_dict": [_tensors(state) for state in states],
             "models_extra_state": [_others(state) for state in states],
             "optimizers_state_dict": [optimizer_state_dict(o) for o in context.optimizers],
             "optimizer_names": list(context.wrapped_optimizers),
             "lr_schedulers_state_dict": [s.state_dict() for s in context.lr_schedulers],
-            "gradients": gradients,
+            "gradients": [_gradients(model) for model in context.models],
             "stateful": {name: stateful.state_dict() for name, stateful in context.stateful.items()},
             "stream": self._stream.state_dict(),
             "recording": recording or {},

@@ -52,10 +52,7 @@ def compare_ranks(
         for what in of_ranks[0] | theirs:
             first, other = of_ranks[0].get(what), theirs.get(what)
             if first != other:
-                error = disagreement(what, rank, other, first)
-                if rank != context.distributed.rank:  # so that one rank tells, and the others only what it told
-                    error.__cause__ = PeerFailedError(f"Rank {rank} differs in: {what}.")
-                raise error
+                raise _of_rank(rank, context, disagreement(what, rank, other, first))
 
 
 def compare_weights(context: TrialContext) -> None:
@@ -81,9 +78,14 @@ def compare_weights(context: TrialContext) -> None:
                     "context.backward and context.step_optimizer, set no gradient by hand, and add no parameter to an "
                     "optimizer or a model after it is wrapped."
                 )
-                if rank != context.distributed.rank:
-                    error.__cause__ = PeerFailedError(f"Rank {rank} has other weights.")
-                raise error
+                raise _of_rank(rank, context, error)
+
+
+def _of_rank(rank: int, context: TrialContext, error: DisagreementError) -> DisagreementError:
+    """Let the rank that differs tell the error; those of the others follow from it."""
+    if rank != context.distributed.rank:
+        error.__cause__ = PeerFailedError(str(error))
+    return error
 
 
 @torch.no_grad()
@@ -105,7 +107,6 @@ def _given(
         **{f"optimizer {name!r}": _groups(one.optimizer) for name, one in context.wrapped_optimizers.items()},
         **_loading("training", loaders[0], streams[0]),
         **_loading("validation", loaders[1], streams[1]),
-        **({"records in the training data set": None} if streams[0].shards_itself else {}),
         "wrapped reducers": context.reducers.told,
         "device type": context.device.type,
         "parallel": context.parallel.name,
@@ -118,7 +119,7 @@ def _loading(role: str, loader: Any, stream: BatchStream | None) -> dict[str, An
     if stream is None:
         return {}
     if stream.shards_itself:  # each rank has what it has
-        return {f"{role} batch size": getattr(loader, "batch_size", None)}
+        return {f"records in the {role} data set": None, f"{role} batch size": getattr(loader, "batch_size", None)}
     return {
         f"class of the {role} loader": type(loader).__qualname__,
         f"records in the {role} data set": length_of(getattr(loader, "dataset", None)),

@@ -35,8 +35,6 @@ __all__ = ["TrialContext"]
 
 logger = logging.getLogger("trainlab.training")
 
-# Of the contexts in which ranks train together, each of which has channels of its own.
-
 
 class TrialContext(RunConfig, RunStatus):
     """Wraps a Trial's models, optimizers and schedulers, and takes its steps.

@@ -56,8 +56,12 @@ def own_parts(
     if 0 < rank < checkpoint.ranks:
         mine = checkpoint.state(classes, rank=rank)
     own = {key: mine[key] for key in _OWN}
-    if checkpoint.ranks == ranks and not context.parallel.shards and isinstance(mine.get("gradients"), list):
-        return {**own, "gradients": mine["gradients"]}
+    if checkpoint.ranks == ranks:
+        if not context.parallel.shards and _is_local(mine.get("gradients")):
+            return {**own, "gradients": mine["gradients"]}
+        of_another = mine if rank > 0 else checkpoint.state(classes, rank=1)
+        if not _is_local(of_another.get("gradients")):
+            return {**own, "gradients": content["gradients"]}  # exchanged already, and the same for all
     everyone = [content, *(checkpoint.state(classes, rank=other) for other in range(1, checkpoint.ranks))]
     gradients = _gradients([one.get("gradients") for one in everyone], context)
     if checkpoint.ranks == ranks:
@@ -78,12 +82,18 @@ def _stateful(mine: dict[str, Any], of_ranks: list[dict[str, Any]], context: Tri
     return merged
 
 
+def _is_local(gradients: Any) -> bool:
+    """Tell gradients that a rank has for itself from those of sharded models, which were exchanged."""
+    return isinstance(gradients, list) and all(
+        isinstance(of_model, dict) and all(isinstance(gradient, torch.Tensor) for gradient in of_model.values())
+        for of_model in gradients
+    )
+
+
 def _gradients(of_ranks: list[Any], context: TrialContext) -> list[dict[str, Any]]:
     """Half-accumulated gradients for another number of ranks: their mean over these must be what it was to be."""
     first: list[dict[str, Any]] = of_ranks[0]
-    is_local = all(isinstance(models, list) for models in of_ranks)
-    is_whole = all(isinstance(gradient, torch.Tensor) for gradients in first for gradient in gradients.values())
-    if not (is_local and is_whole):
+    if not all(map(_is_local, of_ranks)):
         return first  # of sharded models, where they were exchanged already: each rank takes its part
     if not any(gradients for models in of_ranks for gradients in models):
         return first
