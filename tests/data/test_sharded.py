@@ -252,6 +252,8 @@ def threads_of_rounds() -> list[threading.Thread]:
 def test_the_thread_ends_with_the_stream(how: str) -> None:
     """No thread is left once the stream is closed, in the middle of an epoch too, or has been forgotten."""
 
+    both_have_a_batch = threading.Barrier(2, timeout=60)
+
     def rank_reads(rank: int, exchange: Any) -> None:
         loader = DataLoader(Shard(list(range(8))), batch_size=2, sharded=True)
         stream = BatchStream(loader, seed=1, data_rank=rank, data_size=2, exchange=exchange)
@@ -260,6 +262,7 @@ def test_the_thread_ends_with_the_stream(how: str) -> None:
         if how == "end":
             list(stream)
         if how == "error":
+            both_have_a_batch.wait()
             exchange.meeting.barrier.abort()
             with pytest.raises(threading.BrokenBarrierError):
                 list(stream)

@@ -263,10 +263,12 @@ def test_under_torchrun(tmp_path: Path) -> None:
     """Two trainings after each other in a script that torchrun starts."""
     script = tmp_path / "script.py"
     script.write_text(
+        "import os\n"
         "from trainlab.distributed import open_ranks\n"
         "for number in range(2):\n"
         "    with open_ranks() as context:\n"
-        "        print(context.allgather((number, context.rank)), context.local_size, flush=True)\n"
+        "        line = f'{context.allgather((number, context.rank))} {context.local_size}'\n"
+        "        os.write(1, f'{line}\\n'.encode())\n"  # in one piece: both ranks write into one pipe
     )
     port = str(free_port())
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port", port, str(script)]
