@@ -251,7 +251,6 @@ def threads_of_rounds() -> list[threading.Thread]:
 @pytest.mark.parametrize("how", ["close", "forgotten", "error", "end"])
 def test_the_thread_ends_with_the_stream(how: str) -> None:
     """No thread is left once the stream is closed, in the middle of an epoch too, or has been forgotten."""
-
     both_have_a_batch = threading.Barrier(2, timeout=60)
 
     def rank_reads(rank: int, exchange: Any) -> None:

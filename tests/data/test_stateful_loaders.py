@@ -20,6 +20,24 @@ pytestmark = [
 ]
 
 EPOCHS = 3
+# Of those that fetch ahead: each kind of loader with each way of knowing its place.
+QUICK = [
+    "stateful, torch's sampler",
+    "stateful, every 3rd",
+    "stateful, counting",
+    "stateful, position, persistent",
+    "stateful, no state",
+    "nodes, by epoch",
+    "nodes, generator",
+    "nodes, threads",
+    "nodes, processes",
+    "nodes, position",
+    "trainlab, counting, persistent",
+    "trainlab, counting, sampler",
+    "trainlab, rewinding",
+    "trainlab, position, uneven",
+    "trainlab, lazy, persistent",
+]
 
 
 def check(factory: Callable[[], Any], stops: Callable[[int], set[int]], *, cut: bool = False) -> None:
@@ -49,7 +67,9 @@ def test_a_loader_in_this_process_goes_on_exactly(name: str, cut: bool) -> None:
     check(IN_PROCESS[name], lambda length: set(range(1, length)), cut=cut)
 
 
-@pytest.mark.parametrize("name", AHEAD)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in AHEAD]
+)
 def test_a_loader_that_fetches_ahead_goes_on_exactly(name: str) -> None:
     """What workers and threads fetched ahead of the batches trained is neither left out nor given twice."""
     check(AHEAD[name], lambda length: {3, 7, 12})

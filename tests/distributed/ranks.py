@@ -28,6 +28,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 DEADLINE = 120.0
 PRELOADED = ["torch", "numpy", "pytest", "torch.distributed", "tests.distributed.warm"]
+PRELOADED += ["sklearn.datasets", "sklearn.model_selection"]  # of the examples
 
 _PR_SET_PDEATHSIG = 1
 
@@ -217,6 +218,15 @@ def environment(rank: int, size: int, *, nodes: int = 1, port: int) -> dict[str,
         "OMP_NUM_THREADS": 1,
     }
     return {"MASTER_ADDR": "127.0.0.1", **{name: str(number) for name, number in numbers.items()}}
+
+
+def stand_still(pid: int) -> None:
+    """Wait until a signal has stopped every thread of a process."""
+    states = [b""]
+    while states != [b"T"] * len(states):
+        _pause()
+        stats = [path.read_bytes() for path in Path(f"/proc/{pid}/task").glob("*/stat")]
+        states = [stat.rpartition(b")")[2].split()[0] for stat in stats]
 
 
 def free_port() -> int:

@@ -1,5 +1,6 @@
 """Ranks that fail, die, freeze or stay away: the others end with the first cause, and nobody hangs."""
 
+import functools
 import re
 import signal
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.distributed import watched
-from tests.distributed.ranks import Ranks, start_ranks
+from tests.distributed.ranks import Ranks, stand_still, start_ranks
 
 KILLED = -signal.SIGKILL
 
@@ -33,13 +34,30 @@ def outcome(function: Callable[..., Any] | list[str], *args: Any, size: int = 3)
         return Outcome(ranks)
 
 
-def outcome_of_stop(function: Callable[..., Any], victim: int, until_others_end: bool) -> Outcome:
-    """Stop a rank by SIGSTOP, and let it go on once the others have ended, or as soon as it stands."""
-    with start_ranks(function, 3, victim) as ranks:
+@functools.cache
+def outcomes(function: Callable[..., Any]) -> list[Outcome]:
+    """What comes of it if the chief is the victim, and if rank 1 is: two jobs, which mostly wait, at the same time."""
+    with start_ranks(function, 3, 0) as one, start_ranks(function, 3, 1) as other:
+        return [Outcome(one), Outcome(other)]
+
+
+@functools.cache
+def outcomes_of_freezing() -> list[Outcome]:
+    """The same where the victim is stopped by SIGSTOP, and goes on once the others have ended."""
+    with start_ranks(watched.frozen, 3, 0) as one, start_ranks(watched.frozen, 3, 1) as other:
+        for victim, ranks in enumerate((one, other)):
+            for rank in ranks:
+                if rank.rank != victim:
+                    rank.wait(60)
+            ranks[victim].send_signal(signal.SIGCONT)
+        return [Outcome(one), Outcome(other)]
+
+
+def outcome_of_pause(victim: int) -> Outcome:
+    """Stop a rank by SIGSTOP, and let it go on as soon as it stands."""
+    with start_ranks(watched.paused_shortly, 3, victim) as ranks:
         ranks[victim].wait_for("stopping")
-        for rank in ranks:
-            if until_others_end and rank.rank != victim:
-                rank.wait(60)
+        stand_still(ranks[victim].pid)  # or the signal would come before the stop, which then had no end
         ranks[victim].send_signal(signal.SIGCONT)
         return Outcome(ranks)
 
@@ -59,7 +77,7 @@ def test_an_error_ends_ranks_that_wait_in_a_collective(victim: int) -> None:
 @pytest.mark.parametrize("victim", [0, 1], ids=["the chief", "another"])
 def test_an_error_ends_ranks_that_compute(victim: int) -> None:
     """Ranks that wait for nobody are ended too, after the grace, with the first cause on standard error."""
-    found = outcome(watched.raises_while_others_compute, victim)
+    found = outcomes(watched.raises_while_others_compute)[victim]
     assert found.statuses == [1, 1, 1]
     assert found.failures() == [[f"rank={victim} error train 2"]] * 3
     for rank in {0, 1, 2} - {victim}:
@@ -101,7 +119,7 @@ def test_a_killed_rank_ends_those_that_compute(victim: int) -> None:
 @pytest.mark.parametrize("victim", [0, 1], ids=["the chief", "another"])
 def test_a_frozen_rank_is_named(victim: int) -> None:
     """A rank stopped for longer than the limit ends the others, which name it and its phase, and then itself."""
-    found = outcome_of_stop(watched.frozen, victim, until_others_end=True)
+    found = outcomes_of_freezing()[victim]
     assert found.statuses == [1, 1, 1]
     assert found.failures() == [[f"rank={victim} frozen checkpoint 5"]] * 3
     for rank in {0, 1, 2} - {victim}:
@@ -114,7 +132,7 @@ def test_a_frozen_rank_is_named(victim: int) -> None:
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)], ids=["the chief", "another"])
 def test_a_short_stop_is_no_failure(victim: int) -> None:
     """A rank stopped for less than the limit goes on, and so do all."""
-    assert outcome_of_stop(watched.paused_shortly, victim, until_others_end=False).statuses == [0, 0, 0]
+    assert outcome_of_pause(victim).statuses == [0, 0, 0]
 
 
 def test_a_call_that_others_do_not_make_is_told() -> None:
@@ -132,7 +150,7 @@ def test_a_call_that_others_do_not_make_is_told() -> None:
 @pytest.mark.parametrize("victim", [0, 1], ids=["the chief", "another"])
 def test_an_early_end_is_no_failure(victim: int) -> None:
     """A rank that has closed its watchdog may end, and the others go on, even without the chief and its store."""
-    found = outcome(watched.ends_early, victim)
+    found = outcomes(watched.ends_early)[victim]
     assert (found.statuses, found.failures()) == ([0, 0, 0], [[], [], []])
 
 

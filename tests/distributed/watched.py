@@ -27,12 +27,11 @@ class Job:
     """One rank of a job, with a gloo group, a store and a watchdog.
 
     Args:
-        timeout: Of collectives.
         heartbeat_timeout: Of the watchdog.
         grace: Of the watchdog.
     """
 
-    def __init__(self, timeout: float = 60.0, heartbeat_timeout: float = 60.0, grace: float = 5.0) -> None:
+    def __init__(self, heartbeat_timeout: float = 60.0, grace: float = 5.0) -> None:
         self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         place = dist.TCPStore("127.0.0.1", int(os.environ["MASTER_PORT"]), self.size, self.rank == 0)
         dist.init_process_group(
@@ -40,7 +39,7 @@ class Job:
             store=dist.PrefixStore("group", place),
             rank=self.rank,
             world_size=self.size,
-            timeout=timedelta(seconds=timeout),
+            timeout=timedelta(seconds=60),
         )
         self.store = JobStore(self.rank, "127.0.0.1", dist.PrefixStore("job", place))
         self.watchdog = Watchdog(self.store, self.rank, self.size, heartbeat_timeout=heartbeat_timeout, grace=grace)
@@ -184,28 +183,30 @@ def paused_shortly(victim: int) -> str:
 
 
 def absent() -> None:
-    with guarded(timeout=2.0, grace=1.0) as job:
+    with guarded(grace=1.0) as job:
         job.seen("train", 7)
+        # A group of its own: to find each other the ranks may need longer.
+        group = dist.new_group(timeout=timedelta(seconds=2))
         if job.rank == 1:
             job.watchdog.phase("validate")
             wait_forever()
         with job.watchdog.doing("allgather", "my.py:12"):
-            job.all_reduce()
+            dist.all_reduce(torch.ones(1), group=group)
 
 
 def main_thread_stands_still() -> Failure | None:
     """As under a debugger: rank 1's main thread does nothing for longer than the limit, and its heart beats."""
-    with guarded(heartbeat_timeout=1.0) as job:
+    with guarded(heartbeat_timeout=2.0) as job:
         job.seen("train", 2)
         if job.rank == 1:
-            job.await_beats(12)  # one each 0.2 s
+            job.await_beats(9)  # one each 0.4 s, but for the first few
         job.all_reduce()
         failure = job.watchdog.failure
     return failure
 
 
 def ends_early(victim: int) -> Failure | None:
-    job = Job(heartbeat_timeout=2.0)
+    job = Job(heartbeat_timeout=4.0)
     job.seen("train", 2)
     if job.rank == victim:
         job.close()
@@ -214,14 +215,14 @@ def ends_early(victim: int) -> Failure | None:
         pause()
     failed = threading.Event()
     job.watchdog.on_failure(lambda failure: failed.set())
-    failed.wait(1.5)  # several rounds of the heartbeat, without the store if it was the chief's
+    failed.wait(2.0)  # several rounds of the heartbeat, without the store if it was the chief's
     failure = job.watchdog.failure
     job.close()
     return failure
 
 
 def ends_early_and_is_missed() -> None:
-    with guarded(grace=1.0) as job:
+    with guarded(grace=2.0) as job:
         job.seen("train", 2)
         if job.rank == 1:
             job.close()

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.distributed.ranks import start_ranks
+from tests.examples.scripts import run_script
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 LENGTH = {"digits.py": ["--epochs", "2"], "tiny_gpt.py": ["--batches", "4"]}
@@ -23,7 +24,7 @@ TOLERANCE = 1e-4
 
 CASES = [
     ("digits.py", "auto", 2),
-    ("tiny_gpt.py", "fsdp", 2),
+    pytest.param("tiny_gpt.py", "fsdp", 2, marks=pytest.mark.slow),
     pytest.param("tiny_gpt.py", "ddp", 2, marks=pytest.mark.slow),
     pytest.param("digits.py", "auto", 4, marks=pytest.mark.slow),
     pytest.param("tiny_gpt.py", "ddp", 4, marks=pytest.mark.slow),
@@ -38,8 +39,8 @@ class Run:
         arguments = [*LENGTH[example], *PARALLEL[parallel]]
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place) / "run"
-            command = ["-W", "error::UserWarning:__main__", str(EXAMPLES / example), *arguments]
-            with start_ranks([*command, "--run-dir", str(folder)], ranks, env={"TRAINLAB_RUN_DIR": ""}) as started:
+            call = (str(EXAMPLES / example), place, *arguments, "--run-dir", str(folder))
+            with start_ranks(run_script, ranks, *call, env={"TRAINLAB_RUN_DIR": ""}) as started:
                 statuses = started.wait(240)
                 self.said = started.outputs()
                 self.said_by_rank = [rank.output() for rank in started]

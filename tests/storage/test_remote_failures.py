@@ -98,7 +98,7 @@ def test_a_store_that_never_answers_is_given_up(faulty: Faulty, monkeypatch: pyt
     """A store that takes connections and never answers is an error after a few timeouts, and tells how to set them."""
     monkeypatch.setattr(connection, "S3FS_TRIES", 3)
     url, options, proxy = faulty
-    options["config_kwargs"] = {"read_timeout": 0.2}
+    options["config_kwargs"] = {"read_timeout": 0.4}
     proxy.fail("hang", times=1_000)
     with pytest.raises(StorageError, match=f"Could not write {url}/a/b: .*read_timeout"):
         open_store(url, options).write("a/b", [b"1"])

@@ -4,7 +4,7 @@ import random
 
 from tests.training.marks import PLACES, POINTS, REMOVING, WRITING
 
-__all__ = ["EACH_POINT", "SCENARIOS", "random_features", "random_place"]
+__all__ = ["EACH_POINT", "QUICK", "SCENARIOS", "random_features", "random_place"]
 
 # One by one; those that concern the data come without workers and with two.
 _MODELS = ("dropout,adam", "buffers,adamw", "lbfgs,dropout", "gan", "gan,accumulate", "accumulate,adam", "stateful,ema")
@@ -28,6 +28,19 @@ SCENARIOS = [
     "shuffle,augment,ahead,persistent,workers2",
     *_TOGETHER,
     *(f"{features},workers2" for features in _TOGETHER),
+]
+# Each feature once at least: those that are in no scenario of many, and these with and without workers in turn.
+QUICK = [
+    "lbfgs,dropout",
+    "gan,accumulate",
+    "manual",
+    "gan,plateau",
+    "fp16,adamw",
+    "write_end,lucky",
+    "sync,lucky,keep",
+    "shuffle,augment,ahead,persistent,workers2",
+    *_TOGETHER[:2],
+    *(f"{features},workers2" for features in _TOGETHER[1:]),
 ]
 
 # Each point of the writer by the mode, in an order in which a run that dies at one still comes to the next: some before

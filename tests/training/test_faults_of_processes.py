@@ -56,7 +56,7 @@ def after(
 def test_a_killed_rank(tmp_path: Path, place: str, rank: int) -> None:
     """A SIGKILL of one rank ends the other, which names it and its phase; the run goes on from what was whole."""
     time, phase, checkpoints = LOST[place]
-    found = outcome(tmp_path / "run", (place, rank, time, "die"), env={"TRAINLAB_HEARTBEAT_TIMEOUT": "4"})
+    found = outcome(tmp_path / "run", (place, rank, time, "die"))
     assert found.statuses == [-signal.SIGKILL if one == rank else 1 for one in (CHIEF, OTHER)], found.outputs
     survivor = found.outputs[1 - rank]
     assert survivor.count(f"Rank {rank} of 2 died in {phase}") == 1, survivor
@@ -141,7 +141,7 @@ def test_a_second_ctrl_c_on_one_rank(tmp_path: Path, rank: int) -> None:
 
 def test_a_call_that_one_rank_makes(tmp_path: Path) -> None:
     """A collective that one rank calls alone ends in an error that says what each rank was doing, and where."""
-    env = {"TRAINLAB_TIMEOUT": "3", "TRAINLAB_HEARTBEAT_TIMEOUT": "30"}
+    env = {"TRAINLAB_TIMEOUT": "5", "TRAINLAB_HEARTBEAT_TIMEOUT": "30"}
     found = outcome(tmp_path / "run", ("train_batch", OTHER, 6, "gather alone"), env=env)
     assert all(found.statuses), found.outputs
     told = re.findall(r"Rank [01] of 2 waited in vain in train at batch 5: .*", found.log())[0]

@@ -84,7 +84,10 @@ def test_training_goes_on_beside_a_write(server: Server, tmp_path: Path, mode: s
 
 @pytest.mark.parametrize(
     ("features", "places", "instants"),
-    [*((features, 3, 4) for features in FEATURES), *((f, 1, 3) for f in WITH_WORKERS)],
+    [
+        pytest.param(*case, marks=pytest.mark.slow if number % 2 else ())
+        for number, case in enumerate([*((f, 3, 4) for f in FEATURES), *((f, 1, 3) for f in WITH_WORKERS)])
+    ],
 )
 def test_killed_anywhere(server: Server, tmp_path: Path, features: str, places: int, instants: int) -> None:
     """Killed at random places and at random instants from outside, a run ends as one that never was."""

@@ -32,6 +32,14 @@ CHAINS: dict[str, tuple[int, list[Stage]]] = {
     "by 3: 4 fsdp, 2 fsdp, 1": (3, [(4, "fsdp", 8), (2, "fsdp", 13), (1, "auto", BATCHES)]),
     "by 3: 2 fsdp, 2 ddp": (3, [(2, "fsdp", 7), (2, "ddp", BATCHES)]),
 }
+QUICK = [
+    "4 ddp, 1, 3 ddp",
+    "1, 4 fsdp, 3 ddp",
+    "2 ddp, 2 fsdp, 2 ddp",
+    "by 3: 4 ddp, 1, 2 ddp",
+    "by 3: 2 ddp, 2 fsdp",
+    "by 3: 4 fsdp, 2 fsdp, 1",
+]
 SLOW = {
     f"by {summed}: {a} {first}, {b} {second}": (summed, [(a, first, 8), (b, second, BATCHES)])
     for summed, (a, first), (b, second) in itertools.product(
@@ -94,7 +102,9 @@ def check_like(
     assert ranks[0]["progress"]["records_trained"] == expected["progress"]["records_trained"]
 
 
-@pytest.mark.parametrize("chain", [*CHAINS, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
+@pytest.mark.parametrize(
+    "chain", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in (*CHAINS, *SLOW)]
+)
 def test_another_number_of_ranks(tmp_path: Path, alone: dict[int, dict[str, Any]], chain: str) -> None:
     """Stopped and resumed on other numbers of ranks, a run reads and trains what one process does, to 1e-12."""
     summed, stages = {**CHAINS, **SLOW}[chain]
@@ -113,7 +123,10 @@ def test_another_number_of_ranks(tmp_path: Path, alone: dict[int, dict[str, Any]
     assert log.count("Half-accumulated gradients of") == len(summed_up)
 
 
-@pytest.mark.parametrize(("first", "second"), [((4, "ddp"), (2, "fsdp")), ((3, "fsdp"), (4, "ddp"))])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((3, "ddp"), (2, "fsdp")), pytest.param((3, "fsdp"), (4, "ddp"), marks=pytest.mark.slow)],
+)
 def test_killed_and_resumed_on_others(
     tmp_path: Path, alone: dict[int, dict[str, Any]], first: tuple[int, str], second: tuple[int, str]
 ) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from tests.distributed.ranks import run_ranks
 from tests.training import jobs
 
-SIZES = (2, 3, 4)
+SIZES = (pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow))
 TOLERANCE = 1e-12
 ADAMW: dict[str, Any] = {"clip": True, "scheduler": True}
 # Name: batches, options. Of 101 records the last batch of an epoch has 5; of 50 it has 2, fewer than there are ranks.
@@ -25,7 +25,28 @@ UNEVEN: dict[str, tuple[int, dict[str, Any]]] = {
     "drop": (8, {**ADAMW, "records": 50, "init": {"uneven": "drop"}}),
     "pad": (8, {**ADAMW, "records": 50, "init": {"uneven": "pad"}}),
 }
-Results = dict[tuple[int, str, str], list[dict[str, Any]]]
+
+
+class Results(dict[tuple[int, str, str], list[dict[str, Any]]]):
+    """What each rank told, by the number of ranks, the way and the case; so many ranks train once they are asked for.
+
+    Args:
+        folder: of their runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __missing__(self, key: tuple[int, str, str]) -> list[dict[str, Any]]:
+        size, folder = key[0], self._folder / str(key[0])
+        wanted = calls(folder, {**CASES, **UNEVEN}, "ddp" if size > 1 else "auto")
+        if size > 1:
+            wanted |= calls(folder, CASES, "fsdp")
+        ranks = run_ranks(jobs.train_all, size, wanted)
+        for name in wanted:
+            parallel, _, case = name.partition(" ")
+            self[size, parallel, case] = [rank[name] for rank in ranks]
+        return self[key]
 
 
 def calls(folder: Path, cases: dict[str, tuple[int, dict[str, Any]]], parallel: str) -> dict[str, Any]:
@@ -39,18 +60,8 @@ def calls(folder: Path, cases: dict[str, tuple[int, dict[str, Any]]], parallel: 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What each rank told, by the number of ranks, the way and the case."""
-    results: Results = {}
-    for size in (1, *SIZES):
-        folder = tmp_path_factory.mktemp(f"ranks-{size}")
-        wanted = calls(folder, {**CASES, **UNEVEN}, "ddp" if size > 1 else "auto")
-        if size > 1:
-            wanted |= calls(folder, CASES, "fsdp")
-        ranks = run_ranks(jobs.train_all, size, wanted)
-        for name in wanted:
-            parallel, _, case = name.partition(" ")
-            results[size, parallel, case] = [rank[name] for rank in ranks]
-    return results
+    """What each rank told."""
+    return Results(tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -68,12 +79,13 @@ def test_the_same_records_and_the_same_weights(trained: Results, case: str, size
         assert counters(rank["progress"]) == counters(alone["progress"])
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("case", CASES)
-def test_the_records_of_an_epoch_are_those_of_the_data_set(trained: Results, case: str) -> None:
-    """On four ranks, each record of the data set is trained once an epoch."""
+def test_the_records_of_an_epoch_are_those_of_the_data_set(trained: Results, case: str, size: int) -> None:
+    """On several ranks, each record of the data set is trained once an epoch."""
     _, options = CASES[case]
     records = options.get("records", jobs.RECORDS)
-    seen = jobs.seen_by_all(trained[4, "ddp", case])
+    seen = jobs.seen_by_all(trained[size, "ddp", case])
     batches = -(-records // jobs.BATCH)
     for epoch in range(len(seen) // batches):
         of_epoch = [number for batch in range(batches) for number in seen[epoch * batches + batch]]

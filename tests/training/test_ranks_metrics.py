@@ -1,6 +1,7 @@
 """Any number of ranks get the metrics that one process gets."""
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch.nn import functional as F
 from tests.distributed.ranks import run_ranks
 from tests.training import jobs, metric_jobs
 
-SIZES = (2, 3, 4)
+SIZES = (pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(4, marks=pytest.mark.slow))
 CASES: dict[str, dict[str, Any]] = {
     "101": {},
     "3": {"validated": 3},
@@ -20,18 +21,30 @@ CASES: dict[str, dict[str, Any]] = {
 }
 # What the floating-point sums of torchmetrics, in float32, may differ by.
 LOOSE = {"tm_spearman": 1e-6}
-Results = dict[tuple[int, str], list[dict[str, Any]]]
+
+
+class Results(dict[tuple[int, str], list[dict[str, Any]]]):
+    """What each rank told, by the number of ranks and the way; so many ranks measure once they are asked for.
+
+    Args:
+        folder: of their runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __missing__(self, key: tuple[int, str]) -> list[dict[str, Any]]:
+        folder, ways = self._folder / str(key[0]), ["ddp", "fsdp"] if key[0] > 1 else ["auto"]
+        folder.mkdir()
+        ranks = run_ranks(metric_jobs.measure, key[0], str(folder), CASES, ways)
+        self.update({(key[0], way): [rank[way] for rank in ranks] for way in ways})
+        return self[key]
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What each rank told, by the number of ranks and the way."""
-    results: Results = {}
-    for size in (1, *SIZES):
-        folder, ways = tmp_path_factory.mktemp(f"ranks-{size}"), ["ddp", "fsdp"] if size > 1 else ["auto"]
-        ranks = run_ranks(metric_jobs.measure, size, str(folder), CASES, ways)
-        results |= {(size, way): [rank[way] for rank in ranks] for way in ways}
-    return results
+    """What each rank told."""
+    return Results(tmp_path_factory.mktemp("ranks"))
 
 
 def same(found: dict[str, Any], expected: dict[str, Any]) -> bool:
@@ -62,16 +75,18 @@ def test_each_record_is_evaluated_once(measured: Results, case: str, size: int) 
     assert sorted(found) == [list(range(first, min(first + by, records))) for first in range(0, records, by)]
 
 
-def test_the_validation_is_that_of_all_records_together(measured: Results) -> None:
+@pytest.mark.parametrize("size", [1, *SIZES])
+def test_the_validation_is_that_of_all_records_together(measured: Results, size: int) -> None:
     """The mean loss is that of a plain pass over all records, for any batch size and number of ranks."""
     torch.manual_seed(0)
     model = jobs.Net()
     x, y, _ = jobs.data().tensors
     with torch.no_grad():
         expected = float(F.cross_entropy(model(x), y))
-    for ranks in measured.values():
+    for way in ("ddp", "fsdp") if size > 1 else ("auto",):
         for case in ("101", "by 7", "by 101"):
-            assert ranks[0]["evaluated"][case]["loss"] == pytest.approx(expected, abs=1e-12)
+            found = measured[size, way][0]["evaluated"][case]
+            assert found["loss"] == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])

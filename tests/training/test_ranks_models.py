@@ -1,6 +1,7 @@
 """Kinds of models, optimizers and number formats, each on several ranks."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,8 @@ from tests.distributed.ranks import run_ranks
 from tests.training import jobs
 from trainlab import Batch
 
-WAYS = [(2, "ddp"), (3, "ddp"), (2, "fsdp"), (4, "fsdp")]
-DDP = [(2, "ddp"), (3, "ddp")]
+DDP = [pytest.param(2, "ddp", marks=pytest.mark.slow), (3, "ddp")]
+WAYS = [*DDP, (2, "fsdp"), pytest.param(4, "fsdp", marks=pytest.mark.slow)]
 # What of each: batches, options. With 104 records each rank has two at least of each batch, which BatchNorm needs.
 CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "gan": (10, {"gan": True}),
@@ -21,27 +22,35 @@ CASES: dict[str, tuple[int, dict[str, Any]]] = {
     "bf16": (9, {"init": {"precision": "bf16"}}),
     "lbfgs": (8, {"lbfgs": True}),
 }
-Results = dict[tuple[int, str, str], list[dict[str, Any]]]
+
+
+class Results(dict[tuple[int, str, str], list[dict[str, Any]]]):
+    """What each rank told, by the number of ranks, the way and the case; they train once they are asked for.
+
+    Args:
+        folder: of their runs.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def __missing__(self, key: tuple[int, str, str]) -> list[dict[str, Any]]:
+        size, way, _ = key
+        calls: dict[str, Any] = {}
+        for name, (batches, options) in CASES.items():
+            if (name, way) != ("lbfgs", "fsdp"):
+                init = {"parallel": way, "seed": 0, **options.get("init", {})}
+                fit = {"checkpoint_period": Batch(4)}
+                calls[name] = (str(self._folder / str(size) / way / name), batches, {**options, "init": init}, fit)
+        ranks = run_ranks(jobs.train_all, size, calls)
+        self.update({(size, way, name): [rank[name] for rank in ranks] for name in calls})
+        return self[key]
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """What each rank told, by the number of ranks, the way and the case."""
-    results: Results = {}
-    for size in (1, 2, 3, 4):
-        folder = tmp_path_factory.mktemp(f"ranks-{size}")
-        calls: dict[str, Any] = {}
-        for way in {way for ranks, way in WAYS if ranks == size} or ("auto",):
-            for name, (batches, options) in CASES.items():
-                if (name, way) != ("lbfgs", "fsdp"):
-                    init = {"parallel": way, "seed": 0, **options.get("init", {})}
-                    fit = {"checkpoint_period": Batch(4)}
-                    calls[f"{way} {name}"] = (str(folder / way / name), batches, {**options, "init": init}, fit)
-        ranks = run_ranks(jobs.train_all, size, calls)
-        for name in calls:
-            way, _, case = name.partition(" ")
-            results[size, way, case] = [rank[name] for rank in ranks]
-    return results
+    """What each rank told."""
+    return Results(tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize(("size", "way"), WAYS)

@@ -14,7 +14,7 @@ import pytest
 from tests.training.exactness import SIGKILL, Interrupted, Whole, check_recorded, lines, saved
 from tests.training.marks import PLACES
 from tests.training.processes import ROOT, Process, Server, serving
-from tests.training.scenarios import SCENARIOS
+from tests.training.scenarios import QUICK, SCENARIOS
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,15 @@ def interrupted(server: Server, run_dir: Path, features: str, kills: list[str]) 
     return run.finish(), first
 
 
-@pytest.mark.parametrize("features", SCENARIOS)
+def test_each_feature_is_in_a_plain_run() -> None:
+    """No feature of the scenarios is tried in a long run of the tests alone."""
+    assert set(",".join(QUICK).split(",")) == set(",".join(SCENARIOS).split(","))
+    assert set(QUICK) < set(SCENARIOS)
+
+
+@pytest.mark.parametrize(
+    "features", [pytest.param(one, marks=() if one in QUICK else pytest.mark.slow) for one in SCENARIOS]
+)
 def test_killed_twice_it_ends_as_an_uninterrupted_run(server: Server, tmp_path: Path, features: str) -> None:
     """Killed at two random places, a run ends with the same weights, states, random numbers and recorded lines."""
     interrupted(server, tmp_path / "run", features, random_kills(random.Random(features), features))
@@ -110,20 +118,19 @@ def test_another_number_of_workers(server: Server, tmp_path: Path) -> None:
     check_recorded(tmp_path / "run", tmp_path / "whole")
 
 
-def test_fresh_interpreters(tmp_path: Path) -> None:
-    """Exactness hangs on nothing that a process inherits: interpreters with hash seeds of their own agree."""
+def test_a_fresh_interpreter(server: Server, tmp_path: Path) -> None:
+    """Exactness hangs on nothing that a process inherits: an interpreter with a hash seed of its own goes on alike."""
     features = "shuffle,augment,dropout,accumulate,gan,batches,stateful,workers2"
-    found = []
-    for number, (run, kill) in enumerate((("whole", []), ("cut", ["--kill-at", "stepped:13"]), ("cut", []))):
-        out = tmp_path / str(number)
-        out.mkdir()
-        command = [sys.executable, "-m", "tests.training.exact_program", "--run-dir", str(tmp_path / run)]
-        command += ["--out", str(out), "--features", features, *kill]
-        environment = {**os.environ, "PYTHONHASHSEED": str(number + 1)}
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == (SIGKILL if kill else 0), done.stderr
-        found.append(out)
-    whole, resumed = (json.loads((out / "result.json").read_text()) for out in (found[0], found[2]))
-    assert resumed == whole
+    whole, status = server.run(tmp_path / "whole", "--features", features)
+    assert status == 0, whole.stderr
+    cut, status = server.run(tmp_path / "cut", "--features", features, "--kill-at", "stepped:13")
+    assert status == SIGKILL, cut.stderr
+    out = server.folder()
+    command = [sys.executable, "-m", "tests.training.exact_program", "--run-dir", str(tmp_path / "cut")]
+    command += ["--out", str(out), "--features", features]
+    environment = {**os.environ, "PYTHONHASHSEED": "3"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "result.json").read_text()) == whole.result
     check_recorded(tmp_path / "cut", tmp_path / "whole")
-    assert json.loads((found[2] / "trained").read_text().splitlines()[0])["batch"] in (8, 12)
+    assert json.loads((out / "trained").read_text().splitlines()[0])["batch"] in (8, 12)

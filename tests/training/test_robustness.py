@@ -355,8 +355,15 @@ with trainlab.init(device="cpu", progress=sys.argv[1] == "shown", hparams={"text
 """
 
 
-@pytest.mark.parametrize("shown", ["shown", "hidden"])
-@pytest.mark.parametrize("program", [["my run.py"], ["-m", "package.module"]], ids=["file", "module"])
+@pytest.mark.parametrize(
+    ("program", "shown"),
+    [
+        pytest.param(["my run.py"], "shown", id="file-shown"),
+        pytest.param(["my run.py"], "hidden", id="file-hidden", marks=pytest.mark.slow),
+        pytest.param(["-m", "package.module"], "shown", id="module-shown", marks=pytest.mark.slow),
+        pytest.param(["-m", "package.module"], "hidden", id="module-hidden"),
+    ],
+)
 def test_the_line_that_is_told_resumes(tmp_path: Path, program: list[str], shown: str) -> None:
     """The line that a stopped run ends with, pasted into a shell, goes on with it, also where nothing else is shown."""
     (tmp_path / "my run.py").write_text(PROGRAM)
@@ -419,12 +426,12 @@ def test_configure_profiler_is_there(open_run: Any) -> None:
 
 
 def test_import_takes_under_fifty_milliseconds() -> None:
-    """`import trainlab` takes under 50 ms in a fresh process: the best of five, as other programs may be busy."""
+    """`import trainlab` takes under 50 ms in a fresh process: the best of ten, as other programs may be busy."""
     program = (
         "import time; began = time.perf_counter(); import trainlab; print(time.perf_counter() - began); "
         "assert trainlab.__file__"
     )
-    seconds = [
+    seconds = (
         float(
             subprocess.run(
                 [sys.executable, "-c", program],
@@ -435,6 +442,6 @@ def test_import_takes_under_fifty_milliseconds() -> None:
                 timeout=DEADLINE,
             ).stdout
         )
-        for _ in range(5)
-    ]
-    assert min(seconds) < 0.05
+        for _ in range(10)
+    )
+    assert any(one < 0.05 for one in seconds)

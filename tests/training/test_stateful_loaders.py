@@ -11,9 +11,7 @@ from tests.training.processes import Server, serving
 
 QUICK = [
     "here:stateful",
-    "here:stateful, position",
     "here:nodes, by epoch",
-    "ahead:stateful",
     "ahead:stateful, position",
     "ahead:nodes, threads",
     "ahead:trainlab, counting",
