@@ -15,9 +15,11 @@ __all__ = [
     "InvalidStateError",
     "InvalidTypeError",
     "InvalidValueError",
+    "LaunchError",
     "MetricError",
     "MissingDependencyError",
     "PeerFailedError",
+    "RankFailedError",
     "RunFolderError",
     "StorageError",
     "TrainlabError",
@@ -91,3 +93,23 @@ class PeerFailedError(DistributedError):
 
 class DisagreementError(DistributedError):
     """The ranks of one run were not given the same: models, hyperparameters, data or schedules."""
+
+
+class LaunchError(TrainlabError, RuntimeError):
+    """Processes or a job cannot be started, or came to an end without a result."""
+
+
+class RankFailedError(LaunchError):
+    """A rank that was launched failed; the first one, which is the cause.
+
+    Attributes:
+        rank: its number; None where it is not known.
+        exitcode: its exit status, negative for a signal; None where it is not known.
+        traceback: of its error; "" where there is none.
+    """
+
+    def __init__(
+        self, message: str, *, rank: int | None = None, exitcode: int | None = None, traceback: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.rank, self.exitcode, self.traceback = rank, exitcode, traceback

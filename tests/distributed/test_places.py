@@ -31,13 +31,30 @@ SLURM_STEP = {
     "SLURM_STEP_NODELIST": "node[4-6]",
     "SLURM_LAUNCH_NODE_IPADDR": "10.1.1.1",
 }
+BY_HAND = {
+    "TRAINLAB_RANK": "1",
+    "TRAINLAB_WORLD_SIZE": "4",
+    "TRAINLAB_LOCAL_RANK": "1",
+    "TRAINLAB_LOCAL_WORLD_SIZE": "2",
+    "TRAINLAB_NODE_RANK": "0",
+    "TRAINLAB_NODES": "2",
+    "TRAINLAB_MASTER_ADDR": "10.2.2.2",
+    "TRAINLAB_MASTER_PORT": "4321",
+}
 BATCH_SCRIPT = {"SLURM_JOB_ID": "77", "SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_NUM_NODES": "2"}
 
 
 @pytest.fixture(autouse=True)
 def _nothing_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
-        if name.startswith("SLURM_") or name in {*TORCHRUN, "LOCAL_SIZE", "CROSS_RANK", "CROSS_SIZE"}:
+        if name.startswith(("SLURM_", "TRAINLAB_")) or name in {
+            *TORCHRUN,
+            "ENVIRONMENT",
+            "TORCHELASTIC_RUN_ID",
+            "LOCAL_SIZE",
+            "CROSS_RANK",
+            "CROSS_SIZE",
+        }:
             monkeypatch.delenv(name)
 
 
@@ -156,6 +173,58 @@ def test_torchrun_inside_of_a_step_wins(monkeypatch: pytest.MonkeyPatch) -> None
     """When srun starts torchrun on each node, its workers are torchrun's."""
     put(monkeypatch, {**SLURM_STEP, **TORCHRUN})
     assert place_of_environment() == place_of_torchrun() == Place(3, 6, 1, 2, 1, 3, "10.0.0.1", 1234)
+
+
+def test_what_a_person_sets_wins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRAINLAB_RANK and its like are taken before torchrun's variables and those of a SLURM step."""
+    put(monkeypatch, {**SLURM_STEP, **TORCHRUN, **BY_HAND})
+    assert place_of_environment() == Place(1, 4, 1, 2, 0, 2, "10.2.2.2", 4321)
+
+
+def test_the_chiefs_address_can_be_set_by_hand_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRAINLAB_MASTER_ADDR and TRAINLAB_MASTER_PORT win over MASTER_ADDR and MASTER_PORT, whoever told the rank."""
+    put(monkeypatch, TORCHRUN | {name: BY_HAND[name] for name in ("TRAINLAB_MASTER_ADDR", "TRAINLAB_MASTER_PORT")})
+    assert place_of_environment() == Place(3, 6, 1, 2, 1, 3, "10.2.2.2", 4321)
+
+
+@pytest.mark.parametrize("left_out", [name for name in BY_HAND if "MASTER" not in name])
+def test_half_of_what_a_person_sets_is_an_error(monkeypatch: pytest.MonkeyPatch, left_out: str) -> None:
+    """A variable that was forgotten is named, with those that are there."""
+    put(monkeypatch, BY_HAND, left_out)
+    shown = "TRAINLAB_WORLD_SIZE='4'" if left_out == "TRAINLAB_RANK" else "TRAINLAB_RANK='1'"
+    with pytest.raises(InvalidValueError, match=f"Received: .*{shown}.* no {left_out}\\b"):
+        place_of_environment()
+
+
+@pytest.mark.parametrize(("name", "value"), [("RANK", "0"), ("WORLD_SIZE", "2")])
+def test_half_of_torchruns_is_an_error(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """RANK without WORLD_SIZE, or the other way round, is no place of a process alone."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(InvalidValueError, match=f"{name}='{value}', and no"):
+        place_of_environment()
+
+
+@pytest.mark.parametrize("wrong", [{"WORLD_SIZE": "8"}, {"RANK": "0", "WORLD_SIZE": "6"}, {"RANK": "0"}])
+def test_a_rank_that_contradicts_the_step_is_an_error(monkeypatch: pytest.MonkeyPatch, wrong: dict[str, str]) -> None:
+    """RANK or WORLD_SIZE exported to all tasks of a step is shown beside what srun says."""
+    put(monkeypatch, {**SLURM_STEP, **wrong, "MASTER_ADDR": "a"})
+    with pytest.raises(InvalidValueError, match=r"SLURM_PROCID='5', SLURM_STEP_NUM_TASKS='6'.*srun"):
+        place_of_environment()
+
+
+def test_a_rank_that_repeats_the_step_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS` changes nothing."""
+    put(monkeypatch, {**SLURM_STEP, "RANK": "5", "WORLD_SIZE": "6", "MASTER_ADDR": "a"})
+    place = place_of_environment()
+    assert place is not None
+    assert (place.rank, place.size, place.local_rank, place.local_size, place.cross_size) == (5, 6, 1, 2, 3)
+
+
+def test_a_step_that_contradicts_itself_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM_STEP_NUM_TASKS that was exported by hand does not fit the tasks of the nodes, and is told."""
+    put(monkeypatch, {**SLURM_STEP, "SLURM_STEP_NUM_TASKS": "8"})
+    with pytest.raises(InvalidValueError, match="SLURM_STEP_NUM_TASKS='8'.*'1,3,2'"):
+        place_of_environment()
 
 
 def test_without_deepspeed_its_package_is_named() -> None:

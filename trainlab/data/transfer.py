@@ -165,9 +165,12 @@ def _move(data: Any, device: torch.device, non_blocking: bool, unmovable: _Warni
         return data.to(device, non_blocking=non_blocking)
     if isinstance(data, np.ndarray) and data.dtype.kind in "fciub":
         try:
-            return _as_tensor(data).to(device, non_blocking=non_blocking)
+            tensor = _as_tensor(data)
         except TypeError:  # a precision that torch does not have, such as numpy's longdouble
             pass
+        else:
+            # MPS has no float64, and torch's own TypeError says so.
+            return tensor.to(device, non_blocking=non_blocking)
     elif type(data) not in (list, tuple, dict) and not isinstance(data, type) and callable(getattr(data, "to", None)):
         return data.to(device)
     else:

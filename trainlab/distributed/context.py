@@ -32,7 +32,7 @@ from trainlab.errors import (
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-__all__ = ["DistributedContext", "join"]
+__all__ = ["DistributedContext", "current_context", "join"]
 
 T = TypeVar("T")
 
@@ -410,7 +410,7 @@ class DistributedContext:
     def _connect(self, place: Place | None, limits: Limits, backend: str) -> None:
         """Share what the process has open already, or open it."""
         alone = place is not None and place.size == 1 and place.port is None
-        shared = None if alone else _current_context()
+        shared = None if alone else current_context()
         if shared is None:
             self._groups = Groups(place, limits, backend)
         else:
@@ -482,7 +482,12 @@ def join(
     return context
 
 
-def _current_context() -> DistributedContext | None:
+def current_context() -> DistributedContext | None:
+    """The context that connects this process with others.
+
+    Returns:
+        The open one, None if there is none.
+    """
     if _current and _current[-1]._groups.is_stale:
         _current[-1].close()
     return _current[-1] if _current else None

@@ -1,11 +1,14 @@
 """The functions by which a script asks for its ranks; all of them work without a process group too."""
 
+import os
 from typing import Any
 
 import torch
 import torch.distributed
 
 from trainlab.distributed.context import DistributedContext, join
+from trainlab.distributed.cpus import share_threads
+from trainlab.distributed.devices import choose_device, mig_instances, split_mig
 from trainlab.distributed.group import is_group_open
 from trainlab.distributed.places import Place, place_of_environment
 from trainlab.errors import InvalidTypeError, InvalidValueError
@@ -56,8 +59,10 @@ def open_ranks(
 ) -> DistributedContext:
     """Connect this process with the others of its job, with the backend that fits the device, and take its GPU.
 
+    The ranks of a node share its CPUs for torch's threads too, unless the user has set their number.
+
     Args:
-        device: What is trained on. Default None: CUDA if there is one.
+        device: What is trained on. Default None: the environment variable TRAINLAB_DEVICE, or CUDA if there is one.
         timeout: As ``init_distributed``'s.
         heartbeat_timeout: As ``init_distributed``'s.
 
@@ -65,19 +70,26 @@ def open_ranks(
         The context. A GPU of this process's own is torch's current one; a process alone keeps what it has.
 
     Raises:
-        InvalidValueError: Several ranks cannot train on the device, or have not a GPU each; on every rank.
+        InvalidValueError: Several ranks cannot train on the device, or have not a GPU each, or are told nonsense about
+            their CPUs; on every rank.
         DistributedError: The processes do not find each other.
     """
+    split_mig()
     place = _place()
+    if device is None and os.environ.get("TRAINLAB_DEVICE"):
+        device = choose_device()
     if device is not None and device.type not in {"cpu", "cuda"} and place is not None and place.size > 1:
         raise InvalidValueError(
             f"Several ranks train on CPUs or on NVIDIA's GPUs. Received: device {str(device)!r} and {place.size} ranks."
         )
     on_gpus = torch.cuda.is_available() if device is None else device.type == "cuda"
+    if on_gpus and place is not None and place.size > 1 and place.local_rank is not None:
+        _set_gpu(place.local_rank, device)  # before anything, NCCL's threads too, can take the first one
     context = join(place, backend=_backend(on_gpus), timeout=timeout, heartbeat_timeout=heartbeat_timeout)
     try:
         if on_gpus and context.size > 1:
             _take_gpu(context, device)
+        share_threads(context)
     except BaseException:
         context.close()
         raise
@@ -162,23 +174,34 @@ def _tensor(value: Any) -> torch.Tensor:
         ) from error
 
 
-def _take_gpu(context: DistributedContext, device: torch.device | None) -> None:
-    """Every rank gets a GPU of its own, or all of them get the same error."""
+def _set_gpu(local_rank: int, device: torch.device | None) -> int | None:
+    """Make the GPU of a rank torch's current one; None if there are too few."""
     count = torch.cuda.device_count()
     # A launcher may show each rank its own GPU alone.
-    index = context.local_rank if count > 1 else 0
-    problem = uuid = None
+    index = local_rank if count > 1 else 0
+    if device is not None and device.index is not None:
+        index = device.index
+    if index >= count:
+        return None
+    torch.cuda.set_device(index)
+    return index
+
+
+def _take_gpu(context: DistributedContext, device: torch.device | None) -> None:
+    """Every rank gets a GPU of its own, or all of them get the same error."""
+    problem = own = None
     if device is not None and device.index is not None and context.local_size > 1:
         problem = f"device {str(device)!r} for {context.local_size} ranks on a node: pass device='cuda'"
-    elif index >= count:
-        problem = f"{count} GPUs for {context.local_size} ranks on a node: start one rank for each GPU"
+    elif (index := _set_gpu(context.local_rank, device)) is None:
+        problem = (
+            f"{torch.cuda.device_count()} GPUs for {context.local_size} ranks on a node: start one rank for each GPU"
+        )
     else:
-        index = index if device is None or device.index is None else device.index
-        uuid = str(torch.cuda.get_device_properties(index).uuid)
-        torch.cuda.set_device(index)
-    told = context.allgather((problem, context.cross_rank, uuid))
-    for rank, (found, node, own) in enumerate(told):
-        if found is None and [(other, other_uuid) for _, other, other_uuid in told].count((node, own)) > 1:
+        # Instances of MIG may be told apart by their names alone.
+        own = mig_instances()[:1] or str(torch.cuda.get_device_properties(index).uuid)
+    told = context.allgather((problem, context.cross_rank, own))
+    for rank, (found, node, theirs) in enumerate(told):
+        if found is None and [(other, other_own) for _, other, other_own in told].count((node, theirs)) > 1:
             found = f"fewer GPUs than ranks on node {node}: start one rank for each GPU"
         if found is not None:
             raise InvalidValueError(f"Each rank has a GPU of its own. Received, on rank {rank}: {found}.")

@@ -1,14 +1,12 @@
 """Where a process stands in its job: its rank among all, on its node, and where the chief is found."""
 
+import logging
 import os
-import re
-import shutil
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from trainlab.distributed.rng import derive_seed
-from trainlab.errors import DistributedError, InvalidTypeError, InvalidValueError
+from trainlab.distributed.slurm import SlurmStep, number_of, tasks_without_step
+from trainlab.errors import InvalidTypeError, InvalidValueError
 
 __all__ = [
     "THIS_HOST",
@@ -20,6 +18,15 @@ __all__ = [
 ]
 
 THIS_HOST = "127.0.0.1"
+
+_logger = logging.getLogger("trainlab.distributed")
+
+# As Place has them; those of torchrun, and those that a person sets by hand.
+_TORCHRUNS = ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
+_OWN = ("TRAINLAB_LOCAL_RANK", "TRAINLAB_LOCAL_WORLD_SIZE", "TRAINLAB_NODE_RANK", "TRAINLAB_NODES")
+_NODES = ("local_rank", "local_size", "cross_rank", "cross_size")
+
+_warned: set[str] = set()
 
 
 @dataclass(frozen=True)
@@ -80,22 +87,31 @@ class Place:
 
 
 def place_of_environment() -> Place | None:
-    """Where the launcher says that this process stands: torchrun's variables, else those of a SLURM step.
+    """Where the environment says that this process stands: TRAINLAB_RANK and its like, torchrun's, or a SLURM step's.
 
     Returns:
-        The place; None for a process that nobody launched with others. What a batch script of SLURM itself runs is
-        such a process, whatever its allocation holds: only ``srun`` makes a step.
+        The place, by the first of these that are set; None for a process that nobody launched with others. What a
+        batch script of SLURM itself runs is such a process, whatever its allocation holds: only ``srun`` makes a step.
 
     Raises:
-        InvalidValueError: A variable is no number or not in its range.
+        InvalidValueError: A variable is no number or not in its range, or they contradict each other.
         DistributedError: The address of the chief's node cannot be found.
     """
     environ = os.environ
-    if "RANK" in environ and "WORLD_SIZE" in environ:
-        place = place_of_torchrun()
-        return None if place.size == 1 and "MASTER_ADDR" not in environ else place
-    if "SLURM_PROCID" in environ and _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1:
-        return _place_of_slurm(environ)
+    if _is_set(environ, "TRAINLAB_RANK", "TRAINLAB_WORLD_SIZE", *_OWN):
+        return _alone_or(_place_by_hand(environ))
+    step = SlurmStep.of(environ)
+    if _is_set(environ, "RANK", "WORLD_SIZE") and (step is None or not _is_of_step(environ, step)):
+        return _alone_or(place_of_torchrun())
+    if step is not None and step.size > 1:
+        return _place_of_step(environ, step)
+    if step is None and (tasks := tasks_without_step(environ)) > 1 and "srun" not in _warned:
+        _warned.add("srun")
+        _logger.warning(
+            "This process is alone, while its SLURM job has %d tasks: the batch script runs it without srun. If it is "
+            "to be one of several, start it with srun: `srun python script.py`.",
+            tasks,
+        )
     return None
 
 
@@ -108,7 +124,7 @@ def place_of_torchrun() -> Place:
     Raises:
         InvalidValueError: RANK or WORLD_SIZE is not set, or a variable is no number or not in its range.
     """
-    return _place_of_variables("LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", launcher="torchrun")
+    return _place_of_variables(*_TORCHRUNS, launcher="torchrun")
 
 
 def place_of_deepspeed() -> Place:
@@ -127,14 +143,15 @@ def port_of_environment() -> int:
     """The port at which rank 0 is found.
 
     Returns:
-        The environment variable MASTER_PORT, or 29500.
+        The environment variable TRAINLAB_MASTER_PORT, else MASTER_PORT, else 29500.
 
     Raises:
         InvalidValueError: It is no port's number.
     """
-    port = _number(os.environ, "MASTER_PORT", 29500)
+    name = "TRAINLAB_MASTER_PORT" if "TRAINLAB_MASTER_PORT" in os.environ else "MASTER_PORT"
+    port = number_of(os.environ, name, 29500)
     if not 0 < port < 65536:
-        raise InvalidValueError(f"MASTER_PORT is between 1 and 65535. Received: {port}.")
+        raise InvalidValueError(f"{name} is between 1 and 65535. Received: {port}.")
     return port
 
 
@@ -143,73 +160,84 @@ def _place_of_variables(*names: str, launcher: str) -> Place:
     missing = [name for name in ("RANK", "WORLD_SIZE") if name not in environ]
     if missing:
         raise InvalidValueError(
-            f"The environment does not say who this process is. Received: no {' and no '.join(missing)}. "
+            "The environment does not say who this process is. Received: "
+            f"{_told(environ, 'RANK', 'WORLD_SIZE') or 'nothing'}, and no {' and no '.join(missing)}. "
             f"Start the program with {launcher}, or use DistributedContext() for a single process."
         )
-    nodes = dict(zip(("local_rank", "local_size", "cross_rank", "cross_size"), names, strict=True))
-    known = {field: _number(environ, name) for field, name in nodes.items()} if set(names) <= set(environ) else {}
-    port = port_of_environment() if "MASTER_PORT" in environ else None
-    rank, size = _number(environ, "RANK"), _number(environ, "WORLD_SIZE")
-    return Place(rank, size, **known, chief_ip=environ.get("MASTER_ADDR"), port=port)
+    known = _numbers_of_nodes(environ, names) if set(names) <= set(environ) else {}
+    rank, size = number_of(environ, "RANK"), number_of(environ, "WORLD_SIZE")
+    return Place(rank, size, **known, chief_ip=_address(environ), port=_port(environ))
 
 
-def _place_of_slurm(environ: Mapping[str, str]) -> Place:
-    cross_rank, cross_size = _number(environ, "SLURM_NODEID", 0), _number(environ, "SLURM_STEP_NUM_NODES", 1)
-    size = _number(environ, "SLURM_STEP_NUM_TASKS")
-    tasks = _tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", str(size // cross_size)))
+def _place_by_hand(environ: Mapping[str, str]) -> Place:
+    """The place that a person has set, whatever a launcher says; half of it is a mistake."""
+    for names in (("TRAINLAB_RANK", "TRAINLAB_WORLD_SIZE"), _OWN):
+        missing = [name for name in names if name not in environ]
+        if missing and (names is not _OWN or _is_set(environ, *names)):
+            raise InvalidValueError(
+                f"{', '.join(names)} are set together. Received: "
+                f"{_told(environ, 'TRAINLAB_RANK', 'TRAINLAB_WORLD_SIZE', *_OWN)}, and no {' and no '.join(missing)}."
+            )
+    known = _numbers_of_nodes(environ, _OWN) if set(_OWN) <= set(environ) else {}
+    rank, size = number_of(environ, "TRAINLAB_RANK"), number_of(environ, "TRAINLAB_WORLD_SIZE")
+    return Place(rank, size, **known, chief_ip=_address(environ), port=_port(environ))
+
+
+def _is_of_step(environ: Mapping[str, str], step: SlurmStep) -> bool:
+    """Tell whether RANK and WORLD_SIZE only repeat what the step says; refuse those that contradict it.
+
+    A launcher inside of the step (torchrun, one a node) gives each of its processes LOCAL_RANK, which nobody exports
+    by hand to all tasks of a step.
+    """
+    if step.size == 1 or "LOCAL_RANK" in environ or "TORCHELASTIC_RUN_ID" in environ:
+        return False
+    ours = {"RANK": step.rank, "WORLD_SIZE": step.size}
+    if any(name in environ and number_of(environ, name) != number for name, number in ours.items()):
+        raise InvalidValueError(
+            f"The environment says two things about who this process is. Received: {_told(environ, *ours)}, while srun "
+            f"started it as task {step.rank} of {step.size} "
+            f"({_told(environ, 'SLURM_PROCID', 'SLURM_STEP_NUM_TASKS')}), and not torchrun. Unset "
+            f"{' and '.join(name for name in ours if name in environ)}: they are found out; or start torchrun or "
+            "`trainlab launch` with srun, one task a node."
+        )
+    return True
+
+
+def _place_of_step(environ: Mapping[str, str], step: SlurmStep) -> Place:
+    nodes = len(step.tasks)
+    chief = _address(environ) or (THIS_HOST if nodes == 1 else step.chief_address(environ))
     return Place(
-        _number(environ, "SLURM_PROCID"),
-        size,
-        local_rank=_number(environ, "SLURM_LOCALID"),
-        local_size=tasks[min(cross_rank, len(tasks) - 1)],
-        cross_rank=cross_rank,
-        cross_size=cross_size,
-        chief_ip=environ.get("MASTER_ADDR") or _chief_of_slurm(environ, cross_size),
-        port=port_of_environment() if "MASTER_PORT" in environ else _port_of_slurm(environ),
+        step.rank,
+        step.size,
+        local_rank=step.local_rank,
+        local_size=step.tasks[step.node],
+        cross_rank=step.node,
+        cross_size=nodes,
+        chief_ip=chief,
+        port=_port(environ) or step.port(environ),
     )
 
 
-def _tasks_per_node(text: str) -> list[int]:
-    """The parts of "2(x3),1", [2, 2, 2, 1]."""
-    found: list[int] = []
-    for part in text.split(","):
-        match = re.fullmatch(r"(\d+)(?:\(x(\d+)\))?", part)
-        if match is None:
-            raise InvalidValueError(f"SLURM_STEP_TASKS_PER_NODE is like '2(x3),1'. Received: {text!r}.")
-        found += [int(match[1])] * int(match[2] or 1)
-    return found
+def _alone_or(place: Place) -> Place | None:
+    """None for one process that is told no address: it is alone."""
+    return None if place.size == 1 and place.chief_ip is None else place
 
 
-def _chief_of_slurm(environ: Mapping[str, str], nodes: int) -> str:
-    if nodes == 1:
-        return THIS_HOST
-    listed = environ.get("SLURM_STEP_NODELIST", "")
-    if listed and shutil.which("scontrol"):
-        command = ["scontrol", "show", "hostnames", listed]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        if done.returncode == 0 and done.stdout.split():
-            return done.stdout.split()[0]
-    address = environ.get("SLURM_LAUNCH_NODE_IPADDR")
-    if not address:
-        raise DistributedError(
-            "The node of rank 0 cannot be found. Received: a SLURM step on "
-            f"{nodes} nodes ({listed or 'no SLURM_STEP_NODELIST'}), no answer of `scontrol show hostnames`, and no "
-            "SLURM_LAUNCH_NODE_IPADDR. Set MASTER_ADDR to the first node's name."
-        )
-    return address
+def _numbers_of_nodes(environ: Mapping[str, str], names: tuple[str, ...]) -> dict[str, int]:
+    return {field: number_of(environ, name) for field, name in zip(_NODES, names, strict=True)}
 
 
-def _port_of_slurm(environ: Mapping[str, str]) -> int:
-    """The same on all ranks of a step, and most often another one than that of a neighbour's job on the node."""
-    # Below the range from which systems hand out ports to clients.
-    return 20000 + derive_seed(environ.get("SLURM_JOB_ID", ""), environ.get("SLURM_STEP_ID", "")) % 10000
+def _address(environ: Mapping[str, str]) -> str | None:
+    return environ.get("TRAINLAB_MASTER_ADDR") or environ.get("MASTER_ADDR")
 
 
-def _number(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
-    text = environ.get(name)
-    if text is None and default is not None:
-        return default
-    try:
-        return int(text or "")
-    except ValueError:
-        raise InvalidValueError(f"The environment variable {name} is a whole number. Received: {text!r}.") from None
+def _port(environ: Mapping[str, str]) -> int | None:
+    return port_of_environment() if _is_set(environ, "TRAINLAB_MASTER_PORT", "MASTER_PORT") else None
+
+
+def _is_set(environ: Mapping[str, str], *names: str) -> bool:
+    return any(name in environ for name in names)
+
+
+def _told(environ: Mapping[str, str], *names: str) -> str:
+    return ", ".join(f"{name}={environ[name]!r}" for name in names if name in environ)

@@ -9,10 +9,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
 
 from trainlab.distributed.activity import Activity
 from trainlab.distributed.failure import Failure, is_consequence, is_timeout
 from trainlab.distributed.heartbeat import Heartbeat
+from trainlab.distributed.launched import note
 from trainlab.distributed.store import JobStore
 from trainlab.errors import DistributedError, InvalidStateError, InvalidValueError, PeerFailedError
 
@@ -259,6 +261,7 @@ class Watchdog:
 
     def _on_failure(self, failure: Failure) -> None:
         """In the heartbeat's thread. What follows may block, so it has threads of its own."""
+        note("failure", asdict(failure))
         with self._lock:
             callbacks = list(self._callbacks)
             self._told.set()
