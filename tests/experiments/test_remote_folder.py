@@ -485,7 +485,7 @@ def test_a_killed_run_goes_on_from_its_last_push(
         assert folder.metrics_file.read_text() == "x\n" * 3
         assert (folder.tensorboard / "events").read_text() == "y\n" * 3
         starts = json.loads(folder.record_file.read_text())["starts"]
-        assert [start["status"] for start in starts] == ["interrupted", "running"]
+        assert [start["status"] for start in starts] == ["crashed", "running"]
 
 
 @pytest.mark.parametrize("files", [pytest.param(n, marks=() if n in (2, 5) else pytest.mark.slow) for n in range(1, 7)])

@@ -156,7 +156,7 @@ def test_kill_9_frees_the_folder_although_a_forked_child_lives(tmp_path: Path) -
         with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
             assert folder.continues
             starts = record(folder)["starts"]
-            assert [start["status"] for start in starts] == ["interrupted", "running"]
+            assert [start["status"] for start in starts] == ["crashed", "running"]
         os.kill(child, signal.SIGKILL)
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.errors import RunFolderError
-from trainlab.experiments.run_folder import FolderLock, RunFolder
+from trainlab.experiments.folder_lock import FolderLock
+from trainlab.experiments.run_folder import RunFolder
 
 __all__ = ["JoinedFolder"]
 
@@ -31,7 +32,7 @@ class JoinedFolder(RunFolder):
             )
         super().__init__(path, told["name"], _ChiefsLock())
         self.url, self.place, self.checkpoints_place = told["url"], told["place"], told["checkpoints_place"]
-        self.continues = told["continues"]
+        self.continues, self.resumes = told["continues"], told["resumes"]
         self.log_file = path / f"log.rank-{rank}.txt"
 
     def push(self, files: Iterable[Path] | None = None) -> None:

@@ -1,26 +1,19 @@
 """The folder of one run: where it is, who holds it, and what is written about the run as a whole."""
 
-import contextlib
 import copy
-import errno
-import fcntl
 import json
 import logging
 import os
-import platform
 import re
-import secrets
-import socket
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from datetime import datetime
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
 
 from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError, StorageError
+from trainlab.experiments.folder_lock import FolderLock, take_lock, unusable
+from trainlab.experiments.launch_folder import begun_before, folder_to_continue, new_folder
 from trainlab.experiments.remote_folder import (
     LOCK,
     RECORD,
@@ -28,58 +21,20 @@ from trainlab.experiments.remote_folder import (
     given_place,
     warn_of_another_writer,
 )
-from trainlab.experiments.yaml_text import mask_command, to_yaml
+from trainlab.experiments.run_record import describe_start, ended, read_record, replace_text
+from trainlab.experiments.yaml_text import to_yaml
 
-__all__ = ["FolderLock", "RunFolder", "take_lock"]
+__all__ = ["RunFolder"]
 
 logger = logging.getLogger("trainlab.experiments")
 
 _STATUSES = ("running", "finished", "failed", "interrupted")
-_GIT_TIMEOUT_SECONDS = 5
 _YAML_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s"#][^:]*?)\s*:(?:\s|$)')
 
-
-class FolderLock:
-    """The lock of a folder, until it is released; a forked child does not have it."""
-
-    def __init__(self, folder: Path, descriptor: int) -> None:
-        self._folder = folder
-        self._descriptor = descriptor
-        self.is_held = True
-        _held[folder] = self
-
-    def release(self) -> None:
-        """Free the folder. Does nothing if the lock is not held."""
-        if not self.is_held:
-            return
-        self.is_held = False
-        del _held[self._folder]
-        # A child that was forked this instant may not have closed its copy yet.
-        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
-        os.close(self._descriptor)
-
-    def leave_to_parent(self) -> None:
-        """Close a forked child's copy; to unlock would unlock the parent's."""
-        self.is_held = False
-        os.close(self._descriptor)
-
-
-# The folders that this process holds, without symbolic links.
-_held: dict[Path, FolderLock] = {}
 # The runs' handlers of each logger; the last one writes.
 _log_handlers: dict[logging.Logger, list[logging.Handler]] = {}
 # The loggers that had no level before a run's handler came.
 _given_level: set[logging.Logger] = set()
-
-
-def _leave_locks_to_parent() -> None:
-    while _held:
-        _, lock = _held.popitem()
-        lock.leave_to_parent()
-
-
-# A worker that outlives a killed run would hold the folder with its copy of the descriptor.
-os.register_at_fork(after_in_child=_leave_locks_to_parent)
 
 
 class RunFolder:
@@ -93,6 +48,7 @@ class RunFolder:
         place: The URL if there is one, else the path: what ``run_dir`` is to be to go on with the run.
         name: The run's name.
         continues: Whether the folder held this run already when it was opened.
+        resumes: Whether it is the run of an earlier attempt of this launch, which goes on by itself.
         checkpoints: The folder of the checkpoints of a run on this machine.
         checkpoints_place: The folder or the URL of the checkpoints.
         tensorboard: The folder of TensorBoard's event files.
@@ -115,11 +71,12 @@ class RunFolder:
         self.params_file = path / "params.yaml"
         self.record_file = path / RECORD
         self.continues = self.record_file.exists()
+        self.resumes = False
         self._lock = lock
         self._remote = remote
         self._attached: list[tuple[logging.Logger, logging.Handler]] = []
         shown = self._shown(self.record_file)
-        self._record: dict[str, Any] = _read_record(self.record_file, shown) if self.continues else {}
+        self._record: dict[str, Any] = read_record(self.record_file, shown) if self.continues else {}
         self._record_before = MappingProxyType(copy.deepcopy(self._record))
 
     @classmethod
@@ -130,6 +87,9 @@ class RunFolder:
         run_dir: str | os.PathLike[str] | None = None,
         root: str | os.PathLike[str] = "runs",
         storage_options: Mapping[str, Any] | None = None,
+        launch_id: str | None = None,
+        attempt: int = 0,
+        is_launchers: bool = False,
     ) -> "RunFolder":
         """Take a run's folder, which is made if need be, lock it, and note the start in ``run.json``.
 
@@ -139,6 +99,11 @@ class RunFolder:
                 this goes on with it. Default: a new folder ``<root>/<name>/<date>_<time>_<six letters or digits>``.
             root: Where new folders are made; default ``runs`` in the current folder.
             storage_options: For a URL, what its file system asks for: keys, endpoints. Default none.
+            launch_id: What started this process, which is noted; a new folder's name ends in it. Default: nothing did.
+            attempt: How often it was started before. Then, without ``run_dir``, this goes on with the first run of
+                that name that the launch began by the same command and has not gone on with yet. Default 0.
+            is_launchers: Whether ``run_dir`` is of the launcher's choice, which keeps files of its own there, and not
+                the user's. Default False.
 
         Returns:
             The folder, locked; at a URL only against other processes of this machine.
@@ -153,15 +118,19 @@ class RunFolder:
         given = given_place(run_dir, storage_options)
         remote = given if isinstance(given, RemoteFolder) else None
         if given is None:
-            path = _new_folder(Path(root), name)
+            above = _absolute(Path(root)) / _checked_name(name)
+            before = folder_to_continue(above, launch_id, attempt) if launch_id is not None and attempt > 0 else None
+            path, lock = before or new_folder(above, launch_id)
         else:
-            path = given.path if isinstance(given, RemoteFolder) else _given_folder(given)
-        lock = take_lock(path, path if remote is None else remote.url)
+            path = given.path if isinstance(given, RemoteFolder) else _given_folder(given, is_launchers=is_launchers)
+            lock = take_lock(path, path if remote is None else remote.url)
         try:
             if remote is not None:
                 remote.fetch()
             folder = cls(path, name, lock, remote)
-            folder._note_start()
+            if launch_id is not None:
+                folder.resumes = begun_before(folder.record, launch_id, attempt)
+            folder._note_start(launch_id, attempt)
             folder._push_start()
         except BaseException:
             lock.release()
@@ -183,6 +152,7 @@ class RunFolder:
             "place": self.place,
             "checkpoints_place": self.checkpoints_place,
             "continues": self.continues,
+            "resumes": self.resumes,
         }
 
     def push(self, files: Iterable[Path] | None = None) -> None:
@@ -249,7 +219,7 @@ class RunFolder:
         self._require_open("write_params")
         text = to_yaml(params)
         if not self.continues or not self.params_file.exists():
-            _replace_text(self.params_file, text)
+            replace_text(self.params_file, text)
             return
         kept, given = _lines_by_key(_read_text(self.params_file)), _lines_by_key(text)
         differing = [key for key in kept | given if kept.get(key) != given.get(key)]
@@ -278,13 +248,13 @@ class RunFolder:
         if status is not None:
             if status not in _STATUSES:
                 raise InvalidValueError(f"A run's status is one of {', '.join(_STATUSES)}. Received: {status!r}.")
-            self._record["starts"][-1].update({"status": status} if status == "running" else _ended(status))
+            self._record["starts"][-1].update({"status": status} if status == "running" else ended(status))
         for field, value in fields.items():
             before = self._record.get(field)
             if isinstance(before, dict) and isinstance(value, Mapping):
                 value = {**before, **value}
             self._record[field] = value
-        _replace_text(self.record_file, json.dumps(self._record, indent=2, default=str) + "\n")
+        replace_text(self.record_file, json.dumps(self._record, indent=2, default=str) + "\n")
 
     def attach_log(self, logger_name: str = "trainlab") -> None:
         """Write what is logged, from INFO on, to ``log.txt`` too, until ``close``.
@@ -306,7 +276,7 @@ class RunFolder:
         try:
             handler = logging.FileHandler(self.log_file, encoding="utf-8")
         except OSError as error:
-            raise _unusable(self.log_file, "opened", error) from error
+            raise unusable(self.log_file, "opened", error) from error
         handler.setLevel(logging.INFO)
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         _attach(source, handler)
@@ -334,47 +304,36 @@ class RunFolder:
                 "See that the URL is right, and that storage_options give the right to write there."
             ) from error
 
-    def _note_start(self) -> None:
+    def _note_start(self, launch_id: str | None, attempt: int) -> None:
         starts = self._record.setdefault("starts", [])
         if starts and starts[-1].get("status") == "running":
             # Nobody holds the folder, so that start ended without a word.
-            starts[-1]["status"] = "interrupted"
-        start = _describe_start()
-        starts.append({key: start[key] for key in ("started", "command", "pid", "host", "git")})
+            starts[-1]["status"] = "crashed"
+        start = describe_start()
+        launch = {} if launch_id is None else {"launch_id": launch_id, "attempt": attempt}
+        starts.append({key: start[key] for key in ("started", "command", "pid", "host", "git")} | launch)
         self.write_record(name=self.name, **start, status="running", error=None)
 
 
-def _new_folder(root: Path, name: str) -> Path:
+def _checked_name(name: str) -> str:
     if not name or name in (".", "..") or "/" in name or "\0" in name:
         raise InvalidValueError(
             f"A run's name names a folder: it is not empty and has no '/'. Received: {name!r}. "
             "Pass another name, or the whole path as run_dir."
         )
-    while True:
-        leaf = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{secrets.token_hex(3)}"
-        path = _absolute(root / name / leaf)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir()
-        except FileExistsError as error:
-            if not path.is_dir():
-                raise _unusable(path, "made", error) from error
-        except OSError as error:
-            raise _unusable(path, "made", error) from error
-        else:
-            return path
+    return name
 
 
-def _given_folder(run_dir: Path) -> Path:
+def _given_folder(run_dir: Path, *, is_launchers: bool) -> Path:
     path = _absolute(run_dir)
     try:
         path.mkdir(parents=True, exist_ok=True)
         names = {entry.name for entry in path.iterdir()}
     except OSError as error:
-        raise _unusable(path, "made", error) from error
+        raise unusable(path, "made", error) from error
     # A start that was killed before it wrote its record leaves these.
     foreign = {name for name in names - {LOCK} if not _is_leftover(name)}
-    if foreign and RECORD not in names:
+    if foreign and RECORD not in names and not is_launchers:
         shown = ", ".join(sorted(foreign)[:5])
         raise RunFolderError(
             f"This folder is not empty and holds no run: it has no {RECORD}. Received: {path}, with {shown}. "
@@ -385,55 +344,6 @@ def _given_folder(run_dir: Path) -> Path:
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path.expanduser()))
-
-
-def _unusable(path: Path, done: str, error: OSError) -> RunFolderError:
-    reason = error.strerror or str(error)
-    if isinstance(error, (FileExistsError, NotADirectoryError)):
-        reason = "a file is in its place"
-    return RunFolderError(f"{path} cannot be {done}: {reason}. Choose another run_dir, or make this place writable.")
-
-
-def take_lock(path: Path, place: Path | str, what: str = "run's folder", argument: str = "run_dir") -> FolderLock:
-    """Lock a folder against other runs, of this process too.
-
-    Args:
-        path: The folder.
-        place: What to call it in errors.
-        what: What it is, in errors.
-        argument: Which argument names it.
-
-    Returns:
-        The lock, to be released.
-
-    Raises:
-        RunFolderError: Someone holds it, or nobody can.
-    """
-    resolved = path.resolve()
-    if resolved in _held:
-        raise RunFolderError(
-            f"This process holds the {what} already. Received: {place}. "
-            f"Close the run that holds it first, or pass another {argument}."
-        )
-    try:
-        descriptor = os.open(path / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise _unusable(path / LOCK, "opened", error) from error
-    # flock and not lockf: a record lock is lost as soon as anything in this process has read the file.
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, json.dumps(_holder()).encode())
-    except OSError as error:
-        holder = _describe_holder(descriptor)
-        os.close(descriptor)
-        if error.errno not in (errno.EACCES, errno.EAGAIN):
-            raise _unusable(path / LOCK, "locked", error) from error
-        raise RunFolderError(
-            f"The {what} is held by {holder}. Received: {place}. "
-            f"Wait until it ends or stop it, or pass another {argument}."
-        ) from None
-    return FolderLock(resolved, descriptor)
 
 
 def _attach(source: logging.Logger, handler: logging.Handler) -> None:
@@ -460,43 +370,15 @@ def _detach(source: logging.Logger, handler: logging.Handler) -> None:
     handler.close()
 
 
-def _holder() -> dict[str, Any]:
-    return {"pid": os.getpid(), "host": socket.gethostname(), "started": _now()}
-
-
-def _describe_holder(lock: int) -> str:
-    try:
-        holder = json.loads(os.pread(lock, 4096, 0))
-        return f"process {holder['pid']} on {holder['host']} since {holder['started']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        # It took the lock this instant and has not written yet who it is.
-        return "another process"
-
-
 def _is_leftover(name: str) -> bool:
     return name.startswith(f".{RECORD}.") and name.endswith(".tmp")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    # Always the same name: the folder is locked, and what a killed process left is written over.
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise _unusable(path, "written", error) from error
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
-        raise _unusable(path, "read", error) from error
+        raise unusable(path, "read", error) from error
 
 
 def _lines_by_key(text: str) -> dict[tuple[str, ...], str]:
@@ -522,68 +404,3 @@ def _lines_by_key(text: str) -> dict[tuple[str, ...], str]:
         lines[path] = content
         above.append((indentation, path))
     return lines
-
-
-def _read_record(path: Path, shown: Path | str) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        starts = record.get("starts", []) if isinstance(record, dict) else None
-        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
-            raise ValueError("it does not hold what a run's record holds")
-    except OSError as error:
-        raise _unusable(path, "read", error) from error
-    except ValueError as error:
-        raise RunFolderError(
-            f"The run's record cannot be read: {error}. Received: {shown}. "
-            "Repair the file; or, if the run is to go on without its history, put {} into it."
-        ) from error
-    return record
-
-
-def _now() -> str:
-    return datetime.now().astimezone().isoformat(timespec="seconds")
-
-
-def _ended(status: str) -> dict[str, str]:
-    return {"status": status, "ended": _now()}
-
-
-def _describe_start() -> dict[str, Any]:
-    script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
-    has_script = script is not None and script.is_file()
-    return {
-        "started": _now(),
-        "command": mask_command(sys.argv),
-        "executable": sys.executable,
-        "script": os.path.relpath(script) if script is not None and has_script else None,
-        "git": _git_state(script.resolve().parent if script is not None and has_script else Path.cwd()),
-        "versions": {"python": platform.python_version(), "platform": platform.platform()},
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
-    }
-
-
-def _git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that the program's folder is at and whether tracked files differ from it; None outside of git."""
-    commit = _git_output(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    changes = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
-
-
-def _git_output(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=_GIT_TIMEOUT_SECONDS,
-            check=True,
-            # Else `git status` may take the index's lock, and get in the way of its owner.
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

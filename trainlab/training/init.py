@@ -16,7 +16,7 @@ import numpy
 import torch
 
 from trainlab import __version__
-from trainlab.distributed import DistributedContext, Failure, open_ranks, seed_all
+from trainlab.distributed import DistributedContext, Failure, choose_device, launched, note, open_ranks, seed_all
 from trainlab.errors import InvalidTypeError, InvalidValueError
 from trainlab.experiments import JoinedFolder, RunFolder
 from trainlab.parallel import DDPOptions, FSDPOptions, make_parallel
@@ -68,11 +68,12 @@ def init(
         aggregation_frequency: optimizers step at every so-manieth batch, on summed gradients. Default 1.
         name: the run's name, for its folder ``runs/<name>/…``. Default: the script's name.
         run_dir: the run's folder exactly, or any URL that fsspec knows (``s3://bucket/runs/a``); if it holds a run,
-            that run is continued. Default: the environment variable TRAINLAB_RUN_DIR, or a new folder.
+            that run is continued. Default: the environment variable TRAINLAB_RUN_DIR, or a new folder; where a launch
+            starts its processes again, or SLURM a batch job, the folder that they had before.
         seed: the run's seed, an int ≥ 0. Default: that of the run in ``run_dir``, the environment variable
             TRAINLAB_SEED, or 0.
         precision: "fp32", "bf16" or "fp16". Default "fp32".
-        device: where to train. Default: CUDA, then MPS, then the CPU.
+        device: where to train. Default: the environment variable TRAINLAB_DEVICE, or CUDA, then MPS, then the CPU.
         enable_tensorboard_logging: whether trainlab writes its own TensorBoard series. Default True.
         progress: whether to show a progress bar, or lines where there is no terminal. Default True.
         uneven: how several ranks treat a batch that they cannot share evenly: "scale", "drop" or "pad".
@@ -164,7 +165,7 @@ def open_context(
     if run_dir is None:
         run_dir = os.environ.get("TRAINLAB_RUN_DIR") or None
     _check_storage(checkpoint_storage, storage_options, run_dir)
-    device = _device(device)
+    device = choose_device(device)
     with contextlib.ExitStack() as undone:
         is_ours = distributed is None
         if distributed is None:
@@ -226,6 +227,7 @@ def open_context(
             folder.push()
             context.closes_distributed, context.run_number = is_ours, told["number"]
             distributed.watchdog.on_failure(functools.partial(_note_failure, context))
+            note("run", {"folder": str(folder.place)})
         undone.pop_all()
     seed_all(seed)  # the same on all ranks, for their models are to begin alike; they part when training begins
     return context
@@ -246,7 +248,17 @@ def _open_folder(
     opened: list[RunFolder] = []
 
     def on_chief() -> dict[str, Any]:
-        folder = RunFolder.open(name=name, run_dir=run_dir, storage_options=storage_options)
+        # The launch's folder is for its first run, and not for those of the programs that this one may start.
+        of_launch = os.environ.pop("TRAINLAB_LAUNCH_RUN", None) if run_dir is None else None
+        launch = launched()
+        folder = RunFolder.open(
+            name=name,
+            run_dir=of_launch or run_dir,
+            storage_options=storage_options,
+            launch_id=None if launch is None else launch.id,
+            attempt=0 if launch is None else launch.attempt,
+            is_launchers=bool(of_launch),
+        )
         try:
             begun_with = folder.record.get("seed")
             told = {
@@ -386,23 +398,3 @@ def _device_of_rank(device: torch.device) -> torch.device:
     if device == torch.device("cuda"):
         return torch.device("cuda", torch.cuda.current_device())  # which the ranks of a node have shared out
     return device
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise InvalidValueError(
-            f"device {device!r} is none that torch knows: {error}. Use 'cpu', 'cuda' or 'mps'."
-        ) from error
-    if chosen.type not in ("cpu", "cuda", "mps"):
-        raise InvalidValueError(f"device must be 'cpu', 'cuda' or 'mps'. Received: {device!r}.")
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[chosen.type]:
-        usable = ", ".join(repr(kind) for kind, is_there in there.items() if is_there)
-        raise InvalidValueError(f"This machine has no {chosen.type} device. Received: {device!r}. It has: {usable}.")
-    return chosen

@@ -1,6 +1,7 @@
 """What a fit needs before its first batch: arguments checked, loaders opened, a checkpoint to go on from."""
 
 import contextlib
+import logging
 import os
 import shutil
 import tempfile
@@ -35,6 +36,8 @@ __all__ = [
     "open_stream",
     "resume_point",
 ]
+
+logger = logging.getLogger("trainlab.training")
 
 POLICIES = ("best", "all", "none")
 
@@ -118,7 +121,7 @@ def resume_point(
         uncertain: whether what is in memory may be of different batches, so that only a checkpoint can be gone on from.
 
     Returns:
-        The checkpoint, or None.
+        The checkpoint; in a later attempt of a launch, the newest of the run where none was given; or None.
 
     Raises:
         CheckpointError: it cannot be read.
@@ -132,6 +135,8 @@ def resume_point(
             "nothing certain to go on from. Pass latest_checkpoint=ctx.latest_checkpoint (now "
             f"{context.latest_checkpoint}), or begin anew with a new context and Trial."
         )
+    if context.session.folder.resumes and context.progress.batches_trained == 0:
+        return _resumed(context)
     store = context.session.checkpoints
     there = list_checkpoints(store)
     if there and context.progress.batches_trained == 0:
@@ -141,6 +146,23 @@ def resume_point(
             "from the beginning. To resume, pass latest_checkpoint=ctx.latest_checkpoint. To start anew, use another "
             "run_dir."
         )
+    return None
+
+
+def _resumed(context: TrialContext) -> Checkpoint | None:
+    """Go on with the run of an earlier attempt of the launch: from its newest checkpoint, or from the beginning."""
+    newest = context.latest_checkpoint
+    if newest is not None:
+        logger.info("The run of an earlier attempt goes on from its newest checkpoint, %s.", newest)
+        return _opened(context, newest)
+    damaged = list_checkpoints(context.session.checkpoints)
+    level = logging.WARNING if damaged else logging.INFO
+    logger.log(
+        level,
+        "The run of an earlier attempt begins anew: of its %d checkpoints none is valid%s.",
+        len(damaged),
+        ", see the log" if damaged else "",
+    )
     return None
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from trainlab.distributed import launched
 from trainlab.errors import MetricError
 from trainlab.metrics import RunningMetrics
 from trainlab.optim import describe_lrs
@@ -146,7 +147,7 @@ def say_where(context: TrialContext, last_checkpoint: Path | str | None, *, test
         return
     place = str(context.session.folder.place)
     how = f"TRAINLAB_RUN_DIR={shlex.quote(place)} {shlex.join(sys.orig_argv)}"
-    if context.distributed.size > 1:
+    if context.distributed.size > 1 or launched() is not None:
         how = f"start it again, on any number of ranks, with TRAINLAB_RUN_DIR={shlex.quote(place)}"
     text = f"Run folder: {place}\nLast checkpoint: {last_checkpoint}\nTo go on from it: {how}"
     unseen = isinstance(context.session.display, NoDisplay)

@@ -11,7 +11,7 @@ from typing import Any
 from trainlab.checkpoint import latest_checkpoint, remove_rubbish
 from trainlab.distributed import DistributedContext
 from trainlab.errors import InvalidStateError, RunFolderError, TrainlabError
-from trainlab.experiments import FolderLock, RunFolder, take_lock
+from trainlab.experiments import FolderLock, RankOutput, RunFolder, take_lock
 from trainlab.recording import (
     Backend,
     Display,
@@ -82,6 +82,7 @@ class Session:
         backends: list[Backend] = [JsonlBackend(folder.metrics_file), self._tensorboard] if self.is_chief else []
         self.recorder = Recorder(folder.path, backends)
         folder.attach_log()
+        self._output = RankOutput.open(folder.path, self._distributed.rank)
         shown = LineDisplay() if self.is_chief and not progress else self.display
         self._warnings = _Warnings(shown)
         logging.getLogger("trainlab").addHandler(self._warnings)
@@ -177,6 +178,8 @@ class Session:
             finally:
                 if self._storage_lock is not None:
                     self._storage_lock.release()
+                if self._output is not None:
+                    self._output.close()  # before its last lines are copied to a store
                 self.folder.close()
         except (OSError, TrainlabError) as failure:
             if error is None:

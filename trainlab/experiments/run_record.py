@@ -1,0 +1,118 @@
+"""What ``run.json`` says of a run: read, written, and how a start is described in it."""
+
+import contextlib
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from trainlab.errors import RunFolderError
+from trainlab.experiments.folder_lock import now, unusable
+from trainlab.experiments.yaml_text import mask_command
+
+__all__ = ["describe_start", "ended", "read_record", "replace_text"]
+
+_GIT_TIMEOUT_SECONDS = 5
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file of a locked folder anew; whoever reads it meanwhile sees the old one, or the new.
+
+    Args:
+        path: The file.
+        text: What is to be in it.
+
+    Raises:
+        RunFolderError: It cannot be written.
+    """
+    # Always the same name: the folder is locked, and what a killed process left is written over.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise unusable(path, "written", error) from error
+
+
+def read_record(path: Path, shown: Path | str) -> dict[str, Any]:
+    """Read a run's record.
+
+    Args:
+        path: The file.
+        shown: What to call it in errors.
+
+    Returns:
+        What it holds; "starts", if it is there, is a list of mappings.
+
+    Raises:
+        RunFolderError: It cannot be read.
+    """
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        starts = record.get("starts", []) if isinstance(record, dict) else None
+        if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
+            raise ValueError("it does not hold what a run's record holds")
+    except OSError as error:
+        raise unusable(path, "read", error) from error
+    except ValueError as error:
+        raise RunFolderError(
+            f"The run's record cannot be read: {error}. Received: {shown}. "
+            "Repair the file; or, if the run is to go on without its history, put {} into it."
+        ) from error
+    return record
+
+
+def ended(status: str) -> dict[str, str]:
+    """Return what a start that ends now gets: its status and the time."""
+    return {"status": status, "ended": now()}
+
+
+def describe_start() -> dict[str, Any]:
+    """Return who runs what here, and since when."""
+    script = Path(sys.argv[0]) if sys.argv and sys.argv[0] else None
+    has_script = script is not None and script.is_file()
+    return {
+        "started": now(),
+        "command": mask_command(sys.argv),
+        "executable": sys.executable,
+        "script": os.path.relpath(script) if script is not None and has_script else None,
+        "git": _git_state(script.resolve().parent if script is not None and has_script else Path.cwd()),
+        "versions": {"python": platform.python_version(), "platform": platform.platform()},
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+    }
+
+
+def _git_state(folder: Path) -> dict[str, Any] | None:
+    """The commit that the program's folder is at and whether tracked files differ from it; None outside of git."""
+    commit = _git_output(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def _git_output(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=_GIT_TIMEOUT_SECONDS,
+            check=True,
+            # Else `git status` may take the index's lock, and get in the way of its owner.
+            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
