@@ -8,6 +8,7 @@ second in between.
 """
 
 import contextlib
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from trainlab.checkpoint import Checkpoint, CheckpointWriter, Retention, SaveMode
-from trainlab.distributed import RngState, derive_seed, preserved_rng, seed_all
+from trainlab.distributed import RngState, derive_seed, note, preserved_rng, seed_all
 from trainlab.schedule import Action, Batch, Plan, TrainUnit
 from trainlab.storage import open_store
 from trainlab.training.agreement import Agreement
@@ -34,6 +35,7 @@ from trainlab.training.opening import (
     resume_point,
 )
 from trainlab.training.reporting import Reporter, say_where
+from trainlab.training.requeue import end_by_signal, requeues_wanted
 from trainlab.training.result import FitResult
 from trainlab.training.sharing import SharedStep
 from trainlab.training.signals import StopSignals
@@ -66,6 +68,8 @@ class Trainer:
         # The signal that ended the last fit, 0 for none; whether a checkpoint was due where none can be made.
         self._signal = 0
         self._owes_checkpoint = False
+        # Whether the launcher was told that a batch was trained.
+        self._noted = False
 
     def fit(
         self,
@@ -93,7 +97,8 @@ class Trainer:
                 Default ``Batch(100)``.
             checkpoint_policy: "best": a checkpoint after each validation that is the best so far by ``metric``;
                 "all": after each validation; "none": after none. Default "best".
-            latest_checkpoint: the checkpoint to resume from. Default: start from the beginning.
+            latest_checkpoint: the checkpoint to resume from. Default: start from the beginning; where a launch started
+                its processes again, in the folder that they had before: go on from its newest.
             step_zero_validation: whether to validate once before the first batch. Default False.
             test_mode: whether to try one batch of training, one of validation and a checkpoint, leaving nothing
                 on the disk. Default False.
@@ -113,10 +118,12 @@ class Trainer:
             InvalidStateError: the context is closed, or a checkpoint must be passed and was not.
             CheckpointError: a checkpoint cannot be read, the state cannot be saved, or the last checkpoint
                 cannot be written; one before is logged as an error, and the next is tried.
-            SystemExit: a signal ended the run, after a checkpoint was made.
+            SystemExit: a signal n ended the run with 128 + n, after a checkpoint was made, the signal's earlier handler
+                was called, and, in a SLURM batch job that SLURM is about to end, the job was requeued.
         """
         context, progress = self.context, self.context.progress
         check_open(context)
+        requeues_wanted(os.environ)  # a mistake is told before anything is trained
         check_choices(
             checkpoint_policy,
             metric,
@@ -155,6 +162,7 @@ class Trainer:
             closing.enter_context(context.distributed.guard())
             closing.push(self._name_batch)
             signals = closing.enter_context(StopSignals(context))
+            closing.push(functools.partial(self._hand_over, signals))
             self._tell_phase("start")
             self._open(closing, checkpoint, first_batch)
             if not step_zero_validation or first_batch > 0:
@@ -176,9 +184,9 @@ class Trainer:
         say_where(context, context.session.last_checkpoint, test_mode=test_mode, stopped=self._signal > 0)
         if self._signal:
             # Raised here, where everything is closed; the run's record is written when the context closes.
-            context.session.ended_by = SystemExit(128 + self._signal)
+            context.session.ended_by = self._ended_by
             context.distributed.watchdog.expect_exit()
-            raise context.session.ended_by
+            raise self._ended_by
         return self._result()
 
     # -- the loop ----------------------------------------------------------------------------
@@ -188,6 +196,7 @@ class Trainer:
         context, progress = self.context, self.context.progress
         first_batch = progress.batches_trained
         self._tell_phase("train")
+        note("resumed", {"batch": first_batch})
         while not self._plan.finished(progress):
             self._train_to_boundary(signals)
             self._at_boundary()
@@ -210,6 +219,9 @@ class Trainer:
             if progress.batches_in_epoch == 0:
                 self._start_epoch()
             self._train_batches(self._until())
+            if not self._noted:
+                self._noted = True
+                note("trained", {"batch": progress.batches_trained})
             if self._untried:
                 self._try_checkpoint()
             # Asked, rather than seen: the epoch's last batch may be the boundary's, and nobody may know its length.
@@ -229,7 +241,8 @@ class Trainer:
         if self._owes_checkpoint:
             group_end = progress.batches_trained + self.context.batches_left_in_group()
             boundary = group_end if boundary is None else min(boundary, group_end)
-        return progress.batches_trained + 1 if self._untried else self._agreement.until(boundary)
+        looks = self._untried or not self._noted
+        return progress.batches_trained + 1 if looks else self._agreement.until(boundary)
 
     def _train_batches(self, until: int | None) -> None:
         """Train up to the batch number ``until`` or to the epoch's end: the path of every batch."""
@@ -452,6 +465,14 @@ class Trainer:
         if self._evaluator is not None and tries and not self._plan.finished(self.context.progress):
             with preserved_rng():
                 self._judge.check(self._evaluator.try_first_batch())
+
+    def _hand_over(self, signals: StopSignals, kind: Any, error: BaseException | None, traceback: Any) -> None:
+        """Once all is saved and closed after a signal, while further ones are still waited for, pass it on."""
+        if error is None and self._signal:
+            signals.end_process()
+            earlier = signals.earlier(self._signal)
+            requeues = not self._test_mode
+            self._ended_by = end_by_signal(self.context.distributed, self._signal, earlier, requeues=requeues)
 
     def _end(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self.context.session.ended_by = error
