@@ -29,6 +29,7 @@ _HOMES = {
     "TrialContext": "trainlab.training",
     "distributed": "trainlab.distributed",
     "init": "trainlab.training",
+    "launch": "trainlab.launch",
     "load_checkpoint": "trainlab.checkpoint",
     "load_trial_from_checkpoint_path": "trainlab.training",
     "load_weights": "trainlab.checkpoint",

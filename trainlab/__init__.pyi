@@ -1,6 +1,7 @@
 """The public names as editors and type checkers see them; `__init__.py` loads each when it is first touched."""
 
 from trainlab import distributed as distributed
+from trainlab import launch as launch
 from trainlab.checkpoint import Retention as Retention
 from trainlab.checkpoint import load_checkpoint as load_checkpoint
 from trainlab.checkpoint import load_weights as load_weights

@@ -1,0 +1,100 @@
+"""The program of a rank that the agent starts: ``python -m trainlab.launch.rank FILE``."""
+
+import ctypes
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trainlab.experiments import RankOutput
+from trainlab.launch.tasks import FunctionTask
+
+__all__ = ["main"]
+
+_PR_SET_PDEATHSIG = 1
+
+
+def main(path: str) -> None:
+    """Run a task in this process, one rank of several.
+
+    Args:
+        path: of the file that the agent wrote the task to.
+    """
+    _end_with(int(os.environ["TRAINLAB_AGENT_PID"]))
+    # Ctrl-C reaches the agent alone, which passes it on once: a second one means "at once".
+    if os.getpgrp() != os.getpid():
+        os.setpgid(0, 0)
+    _redirect()
+    from trainlab.distributed import gpu_environment
+
+    os.environ.update(gpu_environment(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])))
+    task = pickle.loads(Path(path).read_bytes())
+    result = _told(task.run)
+    if isinstance(task, FunctionTask):
+        _write(Path(path).with_name("notes") / f"rank-{os.environ['RANK']}.result", _told(lambda: pickle.dumps(result)))
+
+
+def _told(function: Callable[[], Any]) -> Any:
+    """Call a function; its error is shown, and noted for the agent."""
+    from trainlab.launch.worker import note_error
+
+    try:
+        return function()
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            note_error(error)
+        raise
+    except BaseException as error:
+        sys.stderr.write(note_error(error))
+        sys.stderr.flush()
+        sys.exit(128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1)
+
+
+def _end_with(parent: int) -> None:
+    """End as soon as the agent does, however that ends."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(parent,), name="trainlab-parent", daemon=True).start()
+    if os.getppid() != parent:  # it has ended before
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _redirect() -> None:
+    """The chief keeps the console, of which there is a copy; the others write to files."""
+    logs = Path(os.environ["TRAINLAB_LOGS"])
+    if os.environ["RANK"] == "0":
+        os.environ["TRAINLAB_CONSOLE_COPY"] = "1"
+        RankOutput.open(logs, 0)
+        return
+    log = logs / f"log.rank-{os.environ['RANK']}.txt"
+    os.environ["TRAINLAB_LOG"] = str(log)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what a killed rank has said is kept
+
+
+def _write(path: Path, content: bytes) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
