@@ -2,7 +2,8 @@
 
 python examples/digits.py                   a new run, in a folder under runs/
 python examples/digits.py --run-dir FOLDER  goes on with the run in FOLDER, or begins one there
-torchrun --nproc-per-node 2 examples/digits.py  the same on two processes
+python examples/digits.py --platform cpu --processes 2  the same on two processes, as under torchrun
+python examples/digits.py --platform slurm --nodes 2 --gpus-per-node 4 --wait  as a job of SLURM
 """
 
 import argparse
@@ -16,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 import trainlab
 from trainlab import Epoch
+from trainlab.launch import Platform, launch
 
 
 class DigitsTrial(trainlab.Trial):
@@ -65,15 +67,7 @@ class DigitsTrial(trainlab.Trial):
         return {"loss": F.cross_entropy(scores, labels), "accuracy": (scores.argmax(1) == labels).float().mean()}
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--epochs", type=int, default=20, help="how often to go through the data (default: 20)")
-    parser.add_argument("--quick", dest="epochs", action="store_const", const=2, help="the same as --epochs 2")
-    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default: 0.002)")
-    parser.add_argument("--batch-size", type=int, default=32, help="records in a batch (default: 32)")
-    parser.add_argument("--run-dir", help="the run's folder; a run that is there goes on (default: a new one in runs/)")
-    args = parser.parse_args()
-
+def train(args):
     hparams = {"lr": args.lr, "batch_size": args.batch_size}
     with trainlab.init(hparams=hparams, run_dir=args.run_dir) as context:
         trainer = trainlab.Trainer(DigitsTrial(context), context)
@@ -87,6 +81,31 @@ def main():
         )
     if context.distributed.is_chief:
         print(f"Test accuracy: {result.metrics['accuracy']:.1%} (best: {result.best_metric:.1%})")
+    return result.metrics["accuracy"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=20, help="how often to go through the data (default: 20)")
+    parser.add_argument("--quick", dest="epochs", action="store_const", const=2, help="the same as --epochs 2")
+    parser.add_argument("--lr", type=float, default=2e-3, help="learning rate (default: 0.002)")
+    parser.add_argument("--batch-size", type=int, default=32, help="records in a batch (default: 32)")
+    parser.add_argument("--run-dir", help="the run's folder; a run that is there goes on (default: a new one in runs/)")
+    where = parser.add_argument_group("where to train", "as trainlab.launch.Platform has it (default: in this process)")
+    where.add_argument("--platform", dest="device", choices=["auto", "cpu", "cuda", "mps", "slurm"])
+    where.add_argument("--wait", action="store_true", default=None, help="wait for the job of SLURM")
+    for name in ("processes", "nodes", "gpus-per-node", "time"):
+        where.add_argument(f"--{name}", type=int, metavar="N")
+    for name in ("master-addr", "partition", "executor"):
+        where.add_argument(f"--{name}")
+    args = parser.parse_args()
+
+    options = {name: value for name, value in vars(args).items() if name in Platform.model_fields and value is not None}
+    if options:
+        # What each rank returned; of a job of SLURM that is not waited for, where to find it.
+        print(launch(train, args, platform=Platform(**options)))
+    else:
+        train(args)
 
 
 if __name__ == "__main__":
