@@ -1,14 +1,16 @@
 """``trainlab launch``: a script on a platform, whose options are those of ``trainlab.launch.Platform``."""
 
 import argparse
+import importlib
 import json
+import os
 import re
 import sys
 import types
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from trainlab.errors import RankFailedError
+from trainlab.errors import LaunchError, RankFailedError
 from trainlab.launch.platform import Platform
 
 __all__ = ["main", "parse"]
@@ -32,6 +34,7 @@ def main(arguments: Sequence[str]) -> int:
         The exit status.
     """
     platform, target, argv = parse(arguments)
+    _load_torch()
     from trainlab.launch import launch_script
 
     try:
@@ -40,6 +43,21 @@ def main(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"{error}\n")
         code = error.exitcode
         return 1 if not code else code if code > 0 else 128 - code
+    except LaunchError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+
+
+def _load_torch() -> None:
+    """Load torch so that its C++ code does not print a stack for each connection to a node that is lost."""
+    name = "TORCH_CPP_LOG_LEVEL"
+    if name in os.environ:
+        return
+    os.environ[name] = "ERROR"
+    try:
+        importlib.import_module("torch")
+    finally:
+        del os.environ[name]  # the ranks say what they have to
 
 
 def parse(arguments: Sequence[str]) -> tuple[Platform, dict[str, str], list[str]]:

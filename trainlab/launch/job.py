@@ -363,7 +363,7 @@ class JobHandle(Generic[T]):
         exits = {_rank_of(path): _read(path)["code"] for path in notes.glob("*.exit.json")}
         first = FirstFailure.of(notes, exits, self.ranks)
         rank = first.rank if 0 <= first.rank < self.ranks else None
-        log = f"The whole log: {self.log(rank or 0)}"
+        log = f"The whole log: {self.log(rank or 0)}" if self.log(rank or 0).exists() else ""
         told = f"\n\n{first.traceback.rstrip()}\n\n{log}" if first.traceback else f" {self._last_lines(rank or 0)}"
         return RankFailedError(
             f"{self._title} ended as {state}. {first.headline.rstrip('.')}.{told}",
@@ -374,7 +374,9 @@ class JobHandle(Generic[T]):
 
     def _last_lines(self, rank: int) -> str:
         lines = self.logs(rank).rstrip().splitlines()[-_LINES:]
-        return "\n".join([f"The last lines of {self.log(rank)}:", *lines]) if lines else f"{self.log(rank)} is empty."
+        if not lines:
+            return f"{self.log(rank)} is empty." if self.log(rank).exists() else ""
+        return "\n".join([f"The last lines of {self.log(rank)}:", *lines])
 
 
 def _source(record: JobRecord) -> Source:

@@ -36,7 +36,8 @@ def keep_logs(folder: Path, name: str, platform: Platform, run_id: str) -> Itera
         attempts = sorted((folder / "logs").iterdir(), key=lambda attempt: int(attempt.name))
         said = [path for attempt in attempts for path in sorted(attempt.iterdir()) if path.stat().st_size]
         kept = platform.log_dir or _folder_of_run(folder)
-        if kept is None and said:
+        # What the chief alone said was on the console.
+        if kept is None and any(path.name != "log.rank-0.txt" for path in said):
             kept = Path("runs") / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{run_id}"
         if kept is not None and said:
             kept.mkdir(parents=True, exist_ok=True)

@@ -203,7 +203,8 @@ class Rounds(RendezvousHandler):
         """
         return LaunchError(
             f"The node that hosts the rendezvous is lost. Received: no answer from {self._address}:{self._port}. "
-            "Start the launch again, on it or with another master_addr: training goes on from the newest checkpoint."
+            f"Start the launch again with run_id={self.run_id!r}, on it or with another master_addr: training goes on "
+            "from the newest checkpoint."
         )
 
     def close(self) -> None:
