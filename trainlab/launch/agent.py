@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -167,14 +167,19 @@ class _Agent(LocalElasticAgent):
         if death_sig in _UNHEARD:
             death_sig = signal.SIGTERM
         if self._pcontext is not None:
-            with _passed_on(list(self._pcontext.pids().values())):
+            # torch calls this where it handles a signal, and where ranks are started again: then Ctrl-C is the first.
+            is_ending = isinstance(sys.exc_info()[1], SignalException)
+            with _passed_on(list(self._pcontext.pids().values())) if is_ending else nullcontext():
                 self._pcontext.close(death_sig, int(self._grace) or 1)
         super()._shutdown(death_sig, timeout)
 
 
 @contextmanager
 def _passed_on(pids: list[int]) -> Iterator[None]:
-    """A further Ctrl-C while the ranks come to an end goes to them: they end at once."""
+    """While the ranks come to an end after a signal, a further Ctrl-C goes to them: they end at once.
+
+    Other signals are let pass from now on: batch systems send more than one.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -187,6 +192,9 @@ def _passed_on(pids: list[int]) -> Iterator[None]:
                 continue
 
     before = signal.signal(signal.SIGINT, again)
+    for number in _caught():
+        if number != signal.SIGINT:
+            signal.signal(number, _let_pass)
     try:
         yield
     finally:
@@ -199,8 +207,7 @@ def _handlers() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    numbers = _SIGNALS + (_OF_SLURM if "SLURM_JOB_ID" in os.environ else ())
-    before = {number: signal.signal(number, _raise) for number in numbers}
+    before = {number: signal.signal(number, _raise) for number in _caught()}
     try:
         yield
     finally:
@@ -208,8 +215,16 @@ def _handlers() -> Iterator[None]:
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
 
+def _caught() -> tuple[signal.Signals, ...]:
+    return _SIGNALS + (_OF_SLURM if "SLURM_JOB_ID" in os.environ else ())
+
+
 def _raise(number: int, frame: FrameType | None) -> None:
     raise SignalException(f"received {signal.Signals(number).name}", signal.Signals(number))
+
+
+def _let_pass(number: int, frame: FrameType | None) -> None:
+    """The launch comes to its end already."""
 
 
 @contextmanager

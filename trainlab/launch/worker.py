@@ -1,7 +1,6 @@
 """run_rank: what every rank does around the function that it was given, wherever it was started."""
 
 import os
-import runpy
 import time
 import traceback
 from collections.abc import Iterator, Mapping
@@ -93,12 +92,10 @@ def note_error(error: BaseException) -> str:
     Returns:
         Its traceback, from the user's first line on; the text of a ``sys.exit("text")``.
     """
+    from trainlab.distributed.failure import told_traceback
     from trainlab.distributed.launched import note
 
-    frames = error.__traceback__
-    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    text = "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
+    text = told_traceback(error)
     message = "".join(traceback.format_exception_only(type(error), error)).strip()
     if isinstance(error, SystemExit):
         message = text = str(error.code)
@@ -106,7 +103,3 @@ def note_error(error: BaseException) -> str:
         rank = next((os.environ[name] for name in _RANKS if os.environ.get(name)), "0")
         note("error", {"rank": int(rank), "message": message, "traceback": text, "at": time.time()})
     return text
-
-
-def _is_ours(file: str) -> bool:
-    return os.path.dirname(file) == os.path.dirname(__file__) or file in {runpy.__file__, "<frozen runpy>"}
