@@ -52,6 +52,32 @@ def given(*args: Any, **kwargs: Any) -> tuple[int, tuple[Any, ...], dict[str, An
     return get_rank(), args, kwargs
 
 
+def leave_early(how: str) -> str:
+    """End rank 0 before it has returned anything."""
+    if get_rank() == 0:
+        if how == "_exit":
+            get_context().watchdog.left()
+            os._exit(0)
+        sys.exit(0)
+    return "of rank 1"
+
+
+def unsendable(kind: str) -> Any:
+    """A result that pickle cannot send, or that cloudpickle alone can."""
+    return threading.Lock() if kind == "lock" else lambda: kind
+
+
+def speak() -> int:
+    """Say something, on each rank."""
+    print("spoken")
+    return get_rank()
+
+
+def seeded_at_all() -> str | None:
+    """The seed that this rank was given."""
+    return os.environ.get("TRAINLAB_SEED")
+
+
 def draw() -> float:
     """The first number that torch draws."""
     return float(torch.rand(()))

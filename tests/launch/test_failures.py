@@ -154,3 +154,29 @@ def test_an_error_is_the_end_until_something_was_trained(tmp_path: Path) -> None
     attempts.end({0: 1}, trained=False, error=error(0, 1.0, "OSError: the disk is full"))
     with pytest.raises(RankFailedError, match=r"Rank 0 of 2 failed: ValueError: boom"):
         Attempts(tmp_path / "again").end({0: 1}, trained=False, error=error(0, 1.0))
+
+
+def test_an_error_has_the_status_of_an_error(tmp_path: Path) -> None:
+    """A rank that raised, and that the launcher ended before it could end itself, has not been stopped by a signal."""
+    leave(tmp_path, 1, "error", error(1, 1.0))
+    assert FirstFailure.of(tmp_path, {0: 1, 1: -signal.SIGTERM}, 2).exitcode == 1
+    leave(tmp_path, 0, "failure", agreed(1, "error", 7))
+    assert FirstFailure.of(tmp_path, {0: 1, 1: -signal.SIGTERM}, 2).exitcode == 1
+
+
+def test_a_status_that_the_agent_saw_is_told(tmp_path: Path) -> None:
+    """Of a rank that its peers saw vanish, and that ended with a status, no memory is suspected."""
+    leave(tmp_path, 0, "failure", agreed(1, "killed", 7, "its process is gone: killed, perhaps for want of memory"))
+    leave(tmp_path, 0, "resumed", {"batch": 5})
+    found = FirstFailure.of(tmp_path, {0: 1, 1: 3}, 2)
+    assert found.headline == "Rank 1 of 2 died in train at batch 7: ended with status 3"
+    assert found.is_error and found.signature == (1, 3, 5)
+
+
+def test_a_result_that_cannot_be_sent_is_not_tried_again(tmp_path: Path) -> None:
+    """A mistake at the end of a training does not cost the training once more."""
+    leave(tmp_path, 0, "trained", {})
+    leave(tmp_path, 0, "error", {**error(0, 1.0), "is_of_launch": True})
+    history = History(Platform(max_restarts=3))
+    with pytest.raises(RankFailedError, match="boom"):
+        history.add(FirstFailure.of(tmp_path, {0: 1}, 1), tmp_path)

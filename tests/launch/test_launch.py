@@ -215,3 +215,49 @@ def test_a_script_is_launched_from_python(tmp_path: Path) -> None:
     )
     assert launch_script(PAIR, script=script, argv=["--lr", "1"]) == 0
     assert [(tmp_path / f"ran-{rank}").read_text() for rank in (0, 1)] == ["__main__ ['--lr', '1'] 2"] * 2
+
+
+def test_each_result_is_that_of_its_rank() -> None:
+    """A rank that leaves with sys.exit() has returned None; the results of the others keep their places."""
+    assert launch(programs.leave_early, "exit", platform=PAIR) == [None, "of rank 1"]
+
+
+def test_a_rank_that_ends_without_a_result_is_told() -> None:
+    """Where a rank's process ends with status 0 before its function has returned, no results are made up."""
+    with pytest.raises(RankFailedError, match="Rank 0 of 2 ended with status 0 before its function had returned"):
+        launch(programs.leave_early, "_exit", platform=PAIR)
+
+
+def test_a_result_may_need_cloudpickle() -> None:
+    """What only cloudpickle can send, such as a function made on the rank, comes back all the same."""
+    assert all(callable(found) for found in launch(programs.unsendable, "lambda", platform=PAIR))
+
+
+def test_a_log_dir_that_cannot_be_made_is_told_before_anything_starts(tmp_path: Path) -> None:
+    """No rank is started where its output could not be kept as asked."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LaunchError, match="log_dir cannot be made"):
+        launch(programs.place, platform=Platform(device="cpu", processes=2, log_dir=tmp_path / "file" / "logs"))
+
+
+def test_results_outlive_logs_that_cannot_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What the ranks returned is not lost because there is no place for what they said."""
+    (tmp_path / "runs").write_text("")
+    assert launch(programs.speak, platform=PAIR) == [0, 1]
+    assert "cannot be kept" in caplog.text
+
+
+def test_launches_in_two_threads_do_not_mix() -> None:
+    """Each of two launches at the same time has its own options, and the program's environment stays as it was."""
+    before, found = dict(os.environ), {}
+
+    def one(seed: int | None) -> None:
+        found[seed] = launch(programs.seeded_at_all, platform=Platform(device="cpu", processes=2, seed=seed))
+
+    threads = [threading.Thread(target=one, args=(seed,)) for seed in (7, None)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {7: ["7", "7"], None: [None, None]}
+    assert dict(os.environ) == before

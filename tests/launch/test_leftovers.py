@@ -1,5 +1,6 @@
 """Nothing is left behind: no processes, ports, shared memory or files."""
 
+import fcntl
 import os
 import signal
 import tempfile
@@ -89,3 +90,16 @@ def test_an_interrupted_launch_leaves_no_processes(number: signal.Signals, statu
         assert left["shared memory"] == []
         if number != signal.SIGKILL:
             assert left["temporary files"] == []
+
+
+def test_a_launcher_that_cannot_be_seen_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launcher in another container with the same temporary folder is not taken for dead; a dead one's is removed."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    alive, dead = tmp_path / "trainlab-launch-1", tmp_path / "trainlab-launch-2"
+    for folder in (alive, dead):
+        folder.mkdir()
+        (folder / "lock").write_bytes(b"")
+    with (alive / "lock").open("rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert launch(programs.total, 1.0, platform=Platform(**PAIR)) == [3.0, 3.0]
+        assert alive.exists() and not dead.exists()

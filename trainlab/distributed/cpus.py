@@ -100,9 +100,9 @@ def share_threads(context: "DistributedContext") -> None:
     Raises:
         InvalidValueError: TRAINLAB_CPUS_PER_TASK is no number of CPUs; on every rank.
     """
-    if context.size == 1:
-        return
     own = _own_share()
+    if context.size == 1 and own.asked is None and own.problem is None:
+        return
     told = context.allgather((context.cross_rank, own))
     for rank, (_, share) in enumerate(told):
         if share.problem:

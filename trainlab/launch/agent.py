@@ -1,5 +1,7 @@
 """The agent of a node: it starts the ranks, watches them, and starts them again after a loss."""
 
+import fcntl
+import json
 import logging
 import os
 import pickle
@@ -11,23 +13,22 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from torch.distributed.elastic.agent.server.api import RunResult, WorkerSpec
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup, WorkerSpec
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
 
 from trainlab.distributed import launched
-from trainlab.errors import LaunchError
+from trainlab.errors import LaunchError, RankFailedError
 from trainlab.launch.failures import FirstFailure, History
 from trainlab.launch.logs import keep_logs
 from trainlab.launch.platform import Platform
 from trainlab.launch.rounds import Rounds
 from trainlab.launch.tasks import FunctionTask, ScriptTask
-from trainlab.launch.worker import environment
 
 __all__ = ["run_agent"]
 
@@ -62,44 +63,37 @@ def run_agent(
         SystemExit: the ranks came to an end in good order after a signal, with 128 + its number.
         KeyboardInterrupt: Ctrl-C.
     """
-    launch_id, attempt = _identity(platform)
+    launch_id, first = _identity(platform)
     with _scratch() as folder:
-        own = {
-            **variables,
-            "TRAINLAB_AGENT_PID": str(os.getpid()),
-            # torch tells the store that it shares in its first round alone: a node that comes later waits for ever.
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            "TRAINLAB_LAUNCH_ID": launch_id,
-            "TRAINLAB_ATTEMPT": str(attempt),
-            "TRAINLAB_LAUNCH_DIR": str(folder),
-            "TRAINLAB_LOGS": str(folder / "logs"),
-        }
         (folder / "task").write_bytes(pickle.dumps(task))
-        with environment(own), _handlers(), _quiet(), keep_logs(folder, name, platform, launch_id):
-            return _Attempts(folder, platform, processes).run()
+        with _handlers(), _quiet(), keep_logs(folder, name, platform, launch_id):
+            return _Attempts(folder, platform, processes, variables).run(launch_id, first, _is_function(task))
+
+
+def _is_function(task: FunctionTask | ScriptTask) -> bool:
+    return isinstance(task, FunctionTask)
 
 
 class _Attempts:
     """The attempts of one node at a task."""
 
-    def __init__(self, folder: Path, platform: Platform, processes: int) -> None:
+    def __init__(self, folder: Path, platform: Platform, processes: int, variables: Mapping[str, str]) -> None:
         self._folder, self._platform, self._processes = folder, platform, processes
+        self._variables = {**variables, "TRAINLAB_AGENT_PID": str(os.getpid())}
         self._history = History(platform)
         self._notes = folder / "notes"
 
-    def run(self) -> list[Any]:
-        launch_id, attempt = os.environ["TRAINLAB_LAUNCH_ID"], int(os.environ["TRAINLAB_ATTEMPT"])
-        rounds = Rounds(self._platform, launch_id, attempt, self._begin)
-        os.environ["TRAINLAB_LAUNCH_ID"] = rounds.run_id
+    def run(self, launch_id: str, first: int, returns: bool) -> list[Any]:
+        rounds = Rounds(self._platform, launch_id, first, self._begin)
         try:
-            return self._run(rounds)
+            return self._run(rounds, returns)
         except BaseException as error:
             rounds.give_up(f"{error}".splitlines()[0] if str(error) else type(error).__name__)
             raise
         finally:
             rounds.close()
 
-    def _run(self, rounds: Rounds) -> list[Any]:
+    def _run(self, rounds: Rounds, returns: bool) -> list[Any]:
         while True:
             agent = _Agent(self._spec(rounds), DefaultLogsSpecs(log_dir=str(self._folder / "torch")), self._platform)
             try:
@@ -112,7 +106,7 @@ class _Attempts:
             if result is None:
                 raise LaunchError("Another node has ended the launch.")
             if not result.is_failed():
-                return self._results(rounds, group.group_world_size or 1)
+                return self._results(rounds, group) if returns else []
             self._learn(result, group.workers[0].world_size)
 
     def _learn(self, result: RunResult, size: int) -> None:
@@ -141,19 +135,45 @@ class _Attempts:
             monitor_interval=_MONITOR_SECONDS,
         )
 
-    def _begin(self, number: int) -> None:
-        """A round begins: its ranks leave their notes and logs in empty folders."""
-        shutil.rmtree(self._notes, ignore_errors=True)
-        self._notes.mkdir()
-        os.environ["TRAINLAB_LOGS"] = str(self._folder / "logs" / str(number))
-        Path(os.environ["TRAINLAB_LOGS"]).mkdir()
-        os.environ["TRAINLAB_ATTEMPT"] = str(number)
-        os.environ["TRAINLAB_LAUNCH_DIR"] = str(self._notes)
+    def _begin(self, launch_id: str, number: int) -> None:
+        """A round begins: its ranks leave their notes and logs in empty folders, and are told so in a file.
 
-    def _results(self, rounds: Rounds, nodes: int) -> list[Any]:
+        Not by this process's environment, which launches in other threads share.
+        """
+        shutil.rmtree(self._notes, ignore_errors=True)
+        logs = self._folder / "logs" / str(number)
+        self._notes.mkdir()
+        logs.mkdir()
+        told = {
+            "TRAINLAB_LAUNCH_ID": launch_id,
+            "TRAINLAB_ATTEMPT": str(number),
+            "TRAINLAB_LAUNCH_DIR": str(self._notes),
+            "TRAINLAB_LOGS": str(logs),
+        }
+        (self._folder / "variables").write_text(json.dumps({**self._variables, **told}), encoding="utf-8")
+
+    def _results(self, rounds: Rounds, group: WorkerGroup) -> list[Any]:
         mine = {int(path.stem.removeprefix("rank-")): path.read_bytes() for path in self._notes.glob("*.result")}
-        found = rounds.exchange(nodes, mine)
-        return [pickle.loads(found[rank]) for rank in sorted(found)]
+        found = rounds.exchange(group.group_world_size or 1, mine)
+        size = group.workers[0].world_size
+        missing = [rank for rank in range(size) if rank not in found]
+        if missing:
+            raise RankFailedError(
+                f"Rank {missing[0]} of {size} ended with status 0 before its function had returned: by os._exit, say.",
+                rank=missing[0],
+                exitcode=0,
+            )
+        return [_loaded(found[rank], rank) for rank in range(size)]
+
+
+def _loaded(content: bytes, rank: int) -> Any:
+    try:
+        return pickle.loads(content)
+    except Exception as error:
+        raise LaunchError(
+            f"What rank {rank} returned cannot be read here: {type(error).__name__}: {error}. Return what this process "
+            "can make again from a pickle."
+        ) from error
 
 
 class _Agent(LocalElasticAgent):
@@ -231,15 +251,16 @@ def _let_pass(number: int, frame: FrameType | None) -> None:
 def _scratch() -> Iterator[Path]:
     """A folder that only this user can enter, for the time of a launch; those that killed agents left are removed."""
     for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        pid = left.name.removeprefix(_PREFIX).split("-")[0]
-        if pid.isdecimal() and not _is_alive(int(pid)) and left.stat().st_uid == os.getuid():
+        with suppress(OSError), (left / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an agent that lives holds it
             shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-", ignore_cleanup_errors=True) as name:
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        (folder / "logs").mkdir()
-        (folder / "torch").mkdir()
-        (folder / "notes").mkdir()
-        yield folder
+        with (folder / "lock").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            for inner in ("logs", "torch", "notes"):
+                (folder / inner).mkdir()
+            yield folder
 
 
 def _identity(platform: Platform) -> tuple[str, int]:
@@ -250,16 +271,6 @@ def _identity(platform: Platform) -> tuple[str, int]:
     if outer is not None:  # a job of SLURM, which may have been requeued
         return outer.id, outer.attempt * _ROUNDS
     return secrets.token_hex(3), 0
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
 
 
 @contextmanager

@@ -32,6 +32,7 @@ class FirstFailure:
         headline: one sentence for a person.
         traceback: of its error, "" where there is none.
         is_error: whether it is an error that the program raised.
+        is_final: whether it would come again for certain.
         signature: equal for two failures that are the same at the same place; None for bad luck.
     """
 
@@ -41,6 +42,7 @@ class FirstFailure:
     traceback: str
     is_error: bool
     signature: tuple[Any, ...] | None
+    is_final: bool = False
 
     @property
     def stopped_by(self) -> int | None:
@@ -77,11 +79,12 @@ class FirstFailure:
             told = _plain(first["message"]), first.get("phase")
             return cls(
                 first["rank"],
-                exitcodes.get(first["rank"], 1),
+                _own_exit(exitcodes.get(first["rank"])),
                 f"Rank {first['rank']} of {size} failed: {first['message']}",
                 first["traceback"],
                 True,
                 told,
+                bool(first.get("is_of_launch")),
             )
         # Those that were ended for another's sake have got SIGTERM, and may have ended in good order.
         ended = _STOPS | {-signal.SIGTERM}
@@ -99,12 +102,15 @@ class FirstFailure:
     @classmethod
     def _agreed(cls, failure: "Failure", exitcode: int | None, resumed: int | None, size: int) -> "FirstFailure":
         is_error = failure.kind in {"error", "ended"}
-        if failure.kind == "killed" and exitcode is not None and exitcode < 0:  # the agent has seen by what
-            failure = replace(failure, message=_ending(exitcode).removesuffix("."))
-        signature: tuple[Any, ...] | None
         if is_error:
+            exitcode = _own_exit(exitcode)
+        elif failure.kind == "killed" and exitcode is not None:  # the agent has seen how
+            failure = replace(failure, message=_ending(exitcode).removesuffix("."))
+            is_error = exitcode > 0
+        signature: tuple[Any, ...] | None
+        if failure.kind in {"error", "ended"}:
             signature = (_plain(failure.message), failure.phase, failure.batch)
-        elif exitcode is not None and exitcode < 0:
+        elif exitcode is not None:
             signature = _of_exit(failure.rank, exitcode, resumed)
         else:
             crash = next((number for number in _CRASHES if number.name in failure.message), None)
@@ -146,7 +152,7 @@ class History:
             raise _error(
                 failure, "The same happened three times in a row, at the same place: starting again is no use."
             )
-        if failure.is_error and not self._has_trained:
+        if failure.is_final or (failure.is_error and not self._has_trained):
             raise _error(failure, "")
         if len(self._failures) > self._most:
             often = f"The ranks had been started again {self._most} times (max_restarts)." if self._most else ""
@@ -178,10 +184,15 @@ def _resumed(notes: Path) -> int | None:
 
 
 def _of_exit(rank: int, exitcode: int | None, resumed: int | None) -> tuple[Any, ...] | None:
-    """A crash is the same one if no checkpoint was gained since; who is killed from outside had bad luck."""
-    if exitcode is None or -exitcode not in _CRASHES:
+    """An end is the same one if no checkpoint was gained since; who is killed from outside had bad luck."""
+    if exitcode is None or (exitcode <= 0 and -exitcode not in _CRASHES):
         return None
     return rank, exitcode, resumed
+
+
+def _own_exit(exitcode: int | None) -> int:
+    """The status of a rank that raised an error; the agent may have ended it before it could end itself."""
+    return 1 if exitcode is None or exitcode == -signal.SIGTERM or exitcode in _STOPS else exitcode
 
 
 def _plain(message: str) -> str:

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainlab.distributed.launched import launched, note
-from trainlab.errors import LaunchError
 from trainlab.launch.job import NOTES
 from trainlab.launch.platform import Platform
-from trainlab.launch.worker import environment, note_error, run_rank, variables_of
+from trainlab.launch.worker import environment, note_error, pickled, run_rank, variables_of
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
@@ -84,16 +83,7 @@ class RankTask:
 
     def _run(self) -> bytes:
         sys.path.extend(entry for entry in self.path if entry not in sys.path)
-        result = run_rank(pickle.loads(self.content), self.platform)
-        try:
-            import cloudpickle
-
-            return bytes(cloudpickle.dumps(result))
-        except Exception as error:
-            raise LaunchError(
-                f"What the function returned cannot be sent: {type(error).__name__}: {error}. "
-                "Return what can be pickled."
-            ) from error
+        return pickled(run_rank(pickle.loads(self.content), self.platform))
 
     def _variables(self) -> dict[str, str]:
         platform = self.platform

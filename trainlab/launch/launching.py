@@ -52,7 +52,7 @@ def launch(
     platform = _checked(platform)
     call = Call(function, args, kwargs)
     _refuse_import(call)
-    if platform.device == "slurm":
+    if platform.device == "slurm" and not _is_rank():
         from trainlab.launch.slurm import submit
 
         handle = submit(call, platform)
@@ -157,9 +157,7 @@ def launch_array(
             f"An array of jobs is SLURM's. Received: device={platform.device!r}. Pass Platform(device='slurm', …), or "
             "call launch for each."
         )
-    calls = [
-        Call(function, (), dict(one)) if isinstance(one, Mapping) else Call(function, tuple(one)) for one in arguments
-    ]
+    calls = [_call_of(function, one) for one in arguments]
     if not calls:
         raise InvalidValueError("An array has at least one job. Received: no arguments.")
     from trainlab.launch.slurm import submit_array
@@ -170,6 +168,17 @@ def launch_array(
 
         wait_visibly(handles)
     return handles
+
+
+def _call_of(function: Callable[..., T], arguments: Any) -> Call[T]:
+    if isinstance(arguments, Mapping):
+        return Call(function, (), dict(arguments))
+    if isinstance(arguments, tuple):
+        return Call(function, arguments)
+    raise InvalidTypeError(
+        "The arguments of a job are a dict of named ones, or a tuple of positional ones. Received: "
+        f"{arguments!r} ({type(arguments).__name__})."
+    )
 
 
 def launch_script(
@@ -248,10 +257,8 @@ def _call_here(call: Call[T], platform: Platform) -> list[T]:
     """Call a function as the rank that this process is, and give each rank what all of them returned."""
     from trainlab.distributed import open_ranks
 
-    with (
-        environment(variables_of(platform, None if platform.device == "auto" else platform.device)),
-        open_ranks() as ranks,
-    ):
+    device = None if platform.device in {"auto", "slurm"} else platform.device
+    with environment(variables_of(platform, device)), open_ranks() as ranks:
         return ranks.allgather(run_rank(call, platform))
 
 

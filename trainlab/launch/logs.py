@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
+from trainlab.errors import LaunchError
 from trainlab.launch.platform import Platform
 
 __all__ = ["keep_logs"]
@@ -27,24 +28,40 @@ def keep_logs(folder: Path, name: str, platform: Platform, run_id: str) -> Itera
 
     Yields:
         None.
+
+    Raises:
+        LaunchError: ``log_dir`` cannot be made.
     """
+    if platform.log_dir is not None:
+        try:
+            platform.log_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise LaunchError(f"log_dir cannot be made: {error}. Pass a folder that can be written.") from error
     level = logging.WARNING
     try:
         yield
         level = logging.INFO
     finally:
-        attempts = sorted((folder / "logs").iterdir(), key=lambda attempt: int(attempt.name))
-        said = [path for attempt in attempts for path in sorted(attempt.iterdir()) if path.stat().st_size]
-        kept = platform.log_dir or _folder_of_run(folder)
-        # What the chief alone said was on the console.
-        if kept is None and any(path.name != "log.rank-0.txt" for path in said):
-            kept = Path("runs") / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{run_id}"
-        if kept is not None and said:
-            kept.mkdir(parents=True, exist_ok=True)
-            for path in said:
-                with path.open("rb") as source, (kept / path.name).open("ab") as target:
-                    shutil.copyfileobj(source, target)
-            logger.log(level, "What each rank said is in %s.", kept)
+        try:
+            _keep(folder, name, platform, run_id, level)
+        except OSError as error:  # what the ranks returned, or why they failed, matters more
+            logger.error("What each rank said cannot be kept: %s. Pass a log_dir that can be written.", error)
+
+
+def _keep(folder: Path, name: str, platform: Platform, run_id: str, level: int) -> None:
+    attempts = sorted((folder / "logs").iterdir(), key=lambda attempt: int(attempt.name))
+    said = [path for attempt in attempts for path in sorted(attempt.iterdir()) if path.stat().st_size]
+    kept = platform.log_dir or _folder_of_run(folder)
+    # What the chief alone said was on the console.
+    if kept is None and any(path.name != "log.rank-0.txt" for path in said):
+        kept = Path("runs") / name / f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{run_id}"
+    if kept is None or not said:
+        return
+    kept.mkdir(parents=True, exist_ok=True)
+    for path in said:
+        with path.open("rb") as source, (kept / path.name).open("ab") as target:
+            shutil.copyfileobj(source, target)
+    logger.log(level, "What each rank said is in %s.", kept)
 
 
 def _folder_of_run(folder: Path) -> Path | None:

@@ -108,7 +108,7 @@ class Platform(BaseModel):
     node_rank: Annotated[int, Field(ge=0)] | None = None
     master_addr: _Text | None = None
     master_port: Annotated[int, Field(ge=1, le=65535)] | None = None
-    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+$")] | None = None
+    run_id: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+=-]{0,99}$")] | None = None
     executor: Literal["slurm", "local", "debug"] = "slurm"
     name: _Text | None = None
     folder: Annotated[Path, Field(strict=False)] | None = None

@@ -1,6 +1,7 @@
 """The program of a rank that the agent starts: ``python -m trainlab.launch.rank FILE``."""
 
 import ctypes
+import json
 import os
 import pickle
 import signal
@@ -25,6 +26,7 @@ def main(path: str) -> None:
     Args:
         path: of the file that the agent wrote the task to.
     """
+    os.environ.update(json.loads(Path(path).with_name("variables").read_text(encoding="utf-8")))
     _end_with(int(os.environ["TRAINLAB_AGENT_PID"]))
     # Ctrl-C reaches the agent alone, which passes it on once: a second one means "at once".
     if os.getpgrp() != os.getpid():
@@ -34,9 +36,10 @@ def main(path: str) -> None:
 
     os.environ.update(gpu_environment(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])))
     task = pickle.loads(Path(path).read_bytes())
-    result = _told(task.run)
     if isinstance(task, FunctionTask):
-        _write(Path(path).with_name("notes") / f"rank-{os.environ['RANK']}.result", _told(lambda: pickle.dumps(result)))
+        _write(Path(path).with_name("notes") / f"rank-{os.environ['RANK']}.result", _told(task.run))
+    else:
+        _told(task.run)
 
 
 def _told(function: Callable[[], Any]) -> Any:
@@ -81,12 +84,13 @@ def _redirect() -> None:
     log = logs / f"log.rank-{os.environ['RANK']}.txt"
     os.environ["TRAINLAB_LOG"] = str(log)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    streams = [stream for stream in (sys.stdout, sys.stderr) if stream is not None]
+    for stream in streams:
+        stream.flush()
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    for stream in (sys.stdout, sys.stderr):
+    for stream in streams:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # what a killed rank has said is kept
 
 

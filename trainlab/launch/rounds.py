@@ -43,7 +43,7 @@ class Rounds(RendezvousHandler):
         platform: the number of nodes, and where they find each other.
         run_id: the launch's name; what the hosting node says holds.
         first: the number of the first round; what the hosting node says holds.
-        on_round: told the number of each round before its ranks are started.
+        on_round: told the launch's name and the number of each round before its ranks are started.
 
     Attributes:
         run_id: the launch's name, the same on all nodes.
@@ -52,11 +52,12 @@ class Rounds(RendezvousHandler):
         LaunchError: the node that hosts the rendezvous cannot be reached, or this one cannot host it.
     """
 
-    def __init__(self, platform: Platform, run_id: str, first: int, on_round: Callable[[int], None]) -> None:
+    def __init__(self, platform: Platform, run_id: str, first: int, on_round: Callable[[str, int], None]) -> None:
         least, most = platform.node_range
         self._on_round = on_round
         self._several = most > 1
         limit = timedelta(seconds=platform.timeout or 600.0)
+        self._limit, self._least = limit.total_seconds(), least
         self._address = platform.master_addr or _THIS_HOST
         self._port = platform.master_port or (_PORT if self._several else 0)
         self._store, self.hosts = self._open(platform, limit)
@@ -82,8 +83,15 @@ class Rounds(RendezvousHandler):
 
     def _open(self, platform: Platform, limit: timedelta) -> tuple[TCPStore, bool]:
         """The store of the whole launch, and whether this node hosts it."""
-        may_host = platform.node_rank == 0 or (platform.node_rank is None and _is_here(self._address))
         received = f"Received: master_addr={self._address!r}, master_port={self._port}"
+        try:
+            is_here = _is_here(self._address)
+        except OSError as error:
+            raise LaunchError(
+                f"The first node's address is not known here: {error}. {received}. "
+                "Pass a name that resolves on each node, or an IP address."
+            ) from error
+        may_host = platform.node_rank == 0 or (platform.node_rank is None and is_here)
         if may_host:
             try:
                 return TCPStore(self._address, self._port, is_master=True, wait_for_workers=False, timeout=limit), True
@@ -126,7 +134,8 @@ class Rounds(RendezvousHandler):
             met = self._handler.next_rendezvous()
         except RendezvousTimeoutError as error:
             raise LaunchError(
-                "The other nodes did not come in time. Make the same call on each node, or raise timeout."
+                f"The other nodes did not come within {self._limit:g} s. Received: fewer than {self._least} at "
+                f"{self._address}:{self._port}. Make the same call on each node, or raise timeout."
             ) from error
         except RendezvousClosedError as error:
             raise LaunchError(f"Another node has given up: {self._said()}") from error
@@ -137,9 +146,12 @@ class Rounds(RendezvousHandler):
             address = self._own_address()
             self._server = TCPStore(address, 0, is_master=True, wait_for_workers=False)
             number = self._shared.add("rounds", 1) - 1
+            # torch tells its own store in the first round alone: a node that comes later would wait for it for ever.
+            met.store.set(RendezvousStoreInfo.MASTER_ADDR_KEY, address)
+            met.store.set(RendezvousStoreInfo.MASTER_PORT_KEY, str(self._server.port))
             met.store.set("trainlab/round", json.dumps([address, self._server.port, number]))
         address, port, number = json.loads(met.store.get("trainlab/round"))
-        self._on_round(number)
+        self._on_round(self.run_id, number)
         return RendezvousInfo(met.store, met.rank, met.world_size, RendezvousStoreInfo(address, port))
 
     def exchange(self, nodes: int, mine: dict[int, bytes]) -> dict[int, bytes]:
@@ -202,9 +214,9 @@ class Rounds(RendezvousHandler):
             The error, to be raised.
         """
         return LaunchError(
-            f"The node that hosts the rendezvous is lost. Received: no answer from {self._address}:{self._port}. "
-            f"Start the launch again with run_id={self.run_id!r}, on it or with another master_addr: training goes on "
-            "from the newest checkpoint."
+            "The node that hosts the rendezvous is lost, or the launch has ended there. Received: no answer from "
+            f"{self._address}:{self._port}. If it was lost, start the launch again with run_id={self.run_id!r}, on it "
+            "or with another master_addr: training goes on from the newest checkpoint."
         )
 
     def close(self) -> None:

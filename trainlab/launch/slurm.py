@@ -32,10 +32,10 @@ __all__ = ["submit", "submit_array"]
 T = TypeVar("T")
 # In effect no limit: max_requeues is watched by the task itself.
 _ALWAYS = 10**6
-# What tells the submitting process its own place in a job; the new job is another one.
+# What tells the submitting process its own place in a job, and its run's; the new job is another one.
 _PLACE = re.compile(
     r"(TRAINLAB_)?((LOCAL_|GROUP_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT))"
-    r"|TRAINLAB_(NODE_RANK|NODES|LAUNCH_(ID|DIR|RUN)|ATTEMPT|LOG|CONSOLE_COPY|IMPORTING)"
+    r"|TRAINLAB_(NODE_RANK|NODES|LAUNCH_(ID|DIR|RUN)|RUN_DIR|ATTEMPT|LOG|CONSOLE_COPY|IMPORTING)"
 )
 _SETTINGS_OF_SLURM = {"SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT"}
 

@@ -16,13 +16,22 @@ _YEAR_MINUTES = 365 * 24 * 60
 _OWN_OPTIONS = {
     "array": "launch_array",
     "error": "JobHandle.logs",
+    "export": "setup",
     "job-name": "name",
     "no-requeue": "requeue",
     "ntasks": "nodes and processes",
+    "ntasks-per-core": "processes",
+    "ntasks-per-gpu": "processes",
     "ntasks-per-node": "processes",
+    "ntasks-per-socket": "processes",
     "open-mode": "JobHandle.logs",
     "output": "JobHandle.logs",
+    "parsable": "JobHandle.job_id",
+    "quiet": "JobHandle.job_id",
     "signal": "signal_lead",
+    "tasks-per-node": "processes",
+    "test-only": "executor='debug'",
+    "wrap": "the function that is launched",
 }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from multiprocessing import spawn
 from typing import Any
 
+from trainlab.errors import LaunchError
 from trainlab.launch.platform import Platform
 
 __all__ = ["FunctionTask", "ScriptTask"]
@@ -27,18 +28,34 @@ class FunctionTask:
     main: dict[str, Any]
     platform: Platform
 
-    def run(self) -> Any:
+    def run(self) -> bytes:
         """Call the function.
 
         Returns:
-            What it returns.
+            What it returns, pickled; None of a function that ends with ``sys.exit()``.
+
+        Raises:
+            LaunchError: a new process does not find the function, or what it returned cannot be sent.
         """
-        from trainlab.launch.worker import run_rank
+        from trainlab.launch.worker import pickled, run_rank
 
         os.environ["TRAINLAB_IMPORTING"] = "1"
         spawn.prepare(self.main)
         del os.environ["TRAINLAB_IMPORTING"]
-        return run_rank(pickle.loads(self.content), self.platform)
+        try:
+            call = pickle.loads(self.content)
+        except (AttributeError, ImportError) as error:
+            raise LaunchError(
+                f"A new process does not find what is launched, or one of its arguments: {error}. Define it at the top "
+                'level of a module, or of the script outside of `if __name__ == "__main__":`.'
+            ) from error
+        try:
+            result = run_rank(call, self.platform)
+        except SystemExit as error:
+            if error.code not in {None, 0}:
+                raise
+            result = None
+        return pickled(result)
 
 
 @dataclass(frozen=True)

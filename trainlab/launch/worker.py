@@ -1,17 +1,18 @@
 """run_rank: what every rank does around the function that it was given, wherever it was started."""
 
 import os
+import pickle
 import time
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from trainlab.errors import PeerFailedError
+from trainlab.errors import LaunchError, PeerFailedError
 from trainlab.launch.call import Call
 from trainlab.launch.platform import Platform
 
-__all__ = ["environment", "note_error", "run_rank", "variables_of"]
+__all__ = ["environment", "note_error", "pickled", "run_rank", "variables_of"]
 
 T = TypeVar("T")
 _RANKS = ("TRAINLAB_RANK", "RANK", "SLURM_PROCID")
@@ -83,6 +84,36 @@ def run_rank(call: Call[T], platform: Platform) -> T:
             return call()
 
 
+def pickled(result: object) -> bytes:
+    """What a rank's function returned, as it goes to the process that launched it.
+
+    Args:
+        result: what it returned.
+
+    Returns:
+        A pickle; by cloudpickle, if it is installed, where pickle does not do.
+
+    Raises:
+        LaunchError: it cannot be sent.
+    """
+    try:
+        return pickle.dumps(result)
+    except Exception as error:
+        problem = error
+    try:
+        import cloudpickle
+
+        return bytes(cloudpickle.dumps(result))
+    except ImportError:
+        pass
+    except Exception as error:
+        problem = error
+    raise LaunchError(
+        f"What the function returned cannot be sent: {type(problem).__name__}: {problem}. Received: "
+        f"{type(result).__name__}. Return what can be pickled."
+    ) from problem
+
+
 def note_error(error: BaseException) -> str:
     """Leave a note of what a rank ended with, for the launcher.
 
@@ -101,5 +132,6 @@ def note_error(error: BaseException) -> str:
         message = text = str(error.code)
     if not isinstance(error, PeerFailedError):  # of which the watchdog noted the first cause
         rank = next((os.environ[name] for name in _RANKS if os.environ.get(name)), "0")
-        note("error", {"rank": int(rank), "message": message, "traceback": text, "at": time.time()})
+        told = {"rank": int(rank), "message": message, "traceback": text, "at": time.time()}
+        note("error", {**told, "is_of_launch": isinstance(error, LaunchError)})
     return text
