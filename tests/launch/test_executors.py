@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -133,6 +134,9 @@ launch(print, platform=Platform(device="slurm"))
     [
         ({"extra": {"--partition": "low"}}, "Use partition"),
         ({"extra": {"ntasks-per-node": 2}}, "Use processes"),
+        ({"extra": {"tasks_per_node": 2}}, "Use processes"),
+        ({"extra": {"wait": True}}, "Use wait"),
+        ({"extra": {"export": "NONE"}}, "Use setup"),
         ({"time": 1, "signal_lead": 60}, "would come at the start.*time=1 "),
         ({"time": "0:59", "signal_lead": 90}, "would come at the start"),
         ({"folder": Path("100%")}, "reads a % in a job's folder"),
@@ -142,6 +146,35 @@ def test_options_that_contradict_are_refused(options: dict[str, object], words: 
     """What sbatch would be told twice, or what would end a job at its start, is an error that says what to use."""
     with pytest.raises(InvalidValueError, match=words):
         run(os.getpid, executor="local" if "time" in options or "folder" in options else "slurm", **options)
+
+
+def test_other_options_of_sbatch_are_handed_on() -> None:
+    """What trainlab leaves to sbatch, such as a dependency, is asked for as it stands."""
+    from trainlab.launch.slurm_options import slurm_parameters
+
+    platform = Platform(device="slurm", extra={"dependency": "singleton"})
+    assert slurm_parameters(platform, "job")["additional_parameters"]["dependency"] == "singleton"
+
+
+def test_the_submitters_run_is_not_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRAINLAB_RUN_DIR of the submitting process names its own run; the job trains in the job's folder."""
+    monkeypatch.setenv("TRAINLAB_RUN_DIR", str(tmp_path / "mine"))
+    (trained,) = run(submitted.train, 2, folder=tmp_path / "job").result(PATIENCE)
+    assert trained["folder"] == str(tmp_path / "job")
+    assert os.environ["TRAINLAB_RUN_DIR"] == str(tmp_path / "mine")
+
+
+def test_used_up_requeues_are_told_with_the_checkpoint(tmp_path: Path) -> None:
+    """Who waits for a job that may not be requeued again hears so, and where its newest checkpoint is."""
+    handle = run(submitted.train, 12, 5, folder=tmp_path / "job", max_requeues=0)
+    assert any("waits at 5" in handle.logs() for _ in handle.watch(PATIENCE))
+    ranks = [one for one in psutil.Process(int(handle.job_id)).children(recursive=True) if not one.children()]
+    for rank in ranks:
+        rank.send_signal(signal.SIGUSR2)
+    with pytest.raises(RankFailedError, match="max_requeues=0 is used up") as caught:
+        handle.result(PATIENCE)
+    assert f"newest checkpoint: {tmp_path / 'job' / 'checkpoints' / 'batch-0000006'}" in str(caught.value)
+    assert "Uncompleted" not in str(caught.value)
 
 
 def test_a_function_of_a_script_is_sent_as_it_is(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.soak import soaking
+from tests.soak import launches, soaking
 from tests.soak.__main__ import main
 
 
@@ -21,3 +21,13 @@ def test_what_goes_wrong_fails_the_soak(monkeypatch: pytest.MonkeyPatch, capsys:
     told = capsys.readouterr().out.splitlines()
     assert "again: python -m tests.soak --seed 3 --only corruption:0" in told
     assert "1 corruptions, 1 undetected" in told[-1]
+
+
+@pytest.mark.slow
+def test_a_small_soak_of_launches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launched trainings whose ranks, agents and nodes are killed at random end as one that nobody killed."""
+    monkeypatch.setattr(launches, "_KILLS_OF_A_RUN", 1)
+    status = launches.main(["--kills", "3", "--seed", "5"])
+    told = capsys.readouterr().out
+    assert status == 0, told
+    assert "3 kills, 0 wrong ends" in told.splitlines()[-1]

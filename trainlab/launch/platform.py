@@ -163,20 +163,27 @@ def _told(error: ValidationError) -> str:
     found: dict[str, list[str]] = {}
     for problem in error.errors():
         name = str(problem["loc"][0])
-        expected = problem["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-        found.setdefault(name, []).append(expected)
+        found.setdefault(name, []).append(problem["msg"].removeprefix("Value error, "))
     received = {str(problem["loc"][0]): problem["input"] for problem in reversed(error.errors())}
     sentences = [
-        f"{name} should be {' or '.join(dict.fromkeys(expected))}. Received: {received[name]!r}."
-        for name, expected in found.items()
+        f"{name}{_expected(list(dict.fromkeys(messages)))}. Received: {received[name]!r}."
+        for name, messages in found.items()
     ]
     return "Platform: " + " ".join(sentences)
+
+
+def _expected(messages: list[str]) -> str:
+    """Alternatives in one clause, where pydantic has a sentence for each."""
+    usual = "Input should be "
+    if all(message.startswith(usual) for message in messages):
+        return f" should be {' or '.join(message.removeprefix(usual) for message in messages)}"
+    return f": {'; or '.join(messages)}"
 
 
 def _check_together(platform: Platform) -> None:
     """Refuse options that contradict each other."""
     given = platform.model_fields_set
-    _check_nodes(platform, given)
+    _check_nodes(platform)
     if platform.device == "slurm":
         wrong, why = given & _BY_HAND, "device='slurm', where the job starts all ranks itself"
     else:
@@ -198,7 +205,7 @@ def _check_together(platform: Platform) -> None:
     _check_groups(platform)
 
 
-def _check_nodes(platform: Platform, given: set[str]) -> None:
+def _check_nodes(platform: Platform) -> None:
     if isinstance(platform.nodes, str) and not re.fullmatch(r"[1-9]\d*(:[1-9]\d*)?", platform.nodes):
         raise InvalidValueError(f"nodes is a number, or a range such as '1:4'. Received: {platform.nodes!r}.")
     least, most = platform.node_range
@@ -218,12 +225,6 @@ def _check_nodes(platform: Platform, given: set[str]) -> None:
             f"Several nodes find each other at one of them. Received: nodes={platform.nodes!r} and no master_addr. "
             "Make the same call on each node, with the address of the first as master_addr."
         )
-    if (
-        most == 1
-        and (alone := given & {"node_rank", "master_addr", "master_port"})
-        and platform.node_rank not in {None, 0}
-    ):
-        raise InvalidValueError(f"There is one node. Received: {sorted(alone)} with nodes={platform.nodes!r}.")
     if platform.node_rank is not None and platform.node_rank >= most:
         raise InvalidValueError(
             f"node_rank is between 0 and nodes - 1. Received: node_rank={platform.node_rank}, nodes={platform.nodes!r}."
