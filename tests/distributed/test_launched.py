@@ -51,9 +51,9 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         ({"TRAINLAB_LAUNCH_ID": "a1", **BATCH, "SLURM_RESTART_COUNT": "3"}, Launched("a1", 0)),
         (BATCH, Launched("slurm-12", 0)),
         ({**BATCH, "SLURM_RESTART_COUNT": "3"}, Launched("slurm-12", 3)),
-        ({**BATCH, "SLURM_STEP_ID": "1", "SLURM_RESTART_COUNT": "1"}, Launched("slurm-12.1", 1)),
+        ({**BATCH, "SLURM_STEP_ID": "1", "SLURM_RESTART_COUNT": "1"}, Launched("slurm-12", 1)),
         (ARRAY, Launched("slurm-10_0", 0)),
-        ({**ARRAY, "SLURM_STEP_ID": "0"}, Launched("slurm-10_0.0", 0)),
+        ({**ARRAY, "SLURM_STEP_ID": "0"}, Launched("slurm-10_0", 0)),
         ({"SLURM_JOB_ID": "12"}, None),
         ({"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0"}, None),
         ({"SLURM_JOB_ID": "12", "SLURM_STEP_ID": "0", "ENVIRONMENT": "production"}, None),
@@ -62,7 +62,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_a_launch_is_known_by_the_environment(
     environ: Callable[..., None], variables: dict[str, str], expected: Launched | None
 ) -> None:
-    """A launcher's variables win over those of SLURM's batch job; a terminal in an allocation is no launch."""
+    """A launcher's variables win over those of SLURM's batch job, all of whose steps are one launch."""
     environ(**variables)
     assert launched() == expected
 

@@ -238,3 +238,18 @@ def test_deepspeeds_variables_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     own = {"LOCAL_SIZE": "2", "CROSS_RANK": "1", "CROSS_SIZE": "3"}
     put(monkeypatch, {**TORCHRUN, **own}, "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE")
     assert place_of_deepspeed() == Place(3, 6, 1, 2, 1, 3, "10.0.0.1", 1234)
+
+
+def test_a_size_exported_to_a_step_of_one_task_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lone task that is told of four ranks, and not where they are, hears both; with an address it joins them."""
+    put(monkeypatch, {**SLURM_STEP, "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "RANK": "0", "WORLD_SIZE": "4"})
+    with pytest.raises(InvalidValueError, match="RANK='0', WORLD_SIZE='4', while srun started it as task 0 of 1 "):
+        place_of_environment()
+    for variables in ({"MASTER_ADDR": "a"}, {"TRAINLAB_MASTER_ADDR": "a"}, {"LOCAL_RANK": "0"}):
+        with monkeypatch.context() as patch:
+            put(patch, variables)
+            place = place_of_environment()
+            assert place is not None
+            assert (place.rank, place.size) == (0, 4)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert place_of_environment() is None

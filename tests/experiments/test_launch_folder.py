@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +145,43 @@ def test_a_run_begun_by_another_command_is_not_gone_on_with(
     assert path_of(tmp_path, 2, "slurm-7") == mine
     monkeypatch.setattr(sys, "argv", ["train.py", "--lr", "1"])
     assert path_of(tmp_path, 2, "slurm-7") == of_lr
+    assert not caplog.text
+
+
+def test_programs_of_a_batch_job_may_come_in_another_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two srun commands of one script, side by side, each go on with their own run, whichever comes first."""
+
+    def side_by_side(attempt: int, *seeds: str) -> dict[str, Path]:
+        with ExitStack() as held:
+            paths = {}
+            for seed in seeds:
+                monkeypatch.setattr(sys, "argv", ["train.py", "--seed", seed])
+                paths[seed] = held.enter_context(opened(tmp_path, attempt, "slurm-7")).path
+            return paths
+
+    begun = side_by_side(0, "1", "2")
+    assert side_by_side(1, "2", "1") == begun == side_by_side(2, "1", "2")
+    assert begun["1"] != begun["2"] and not caplog.text
+
+
+def test_a_command_given_twice_goes_on_in_its_order(tmp_path: Path) -> None:
+    """Where the first run of a command had finished and the second had not, each is found again by its turn."""
+    with opened(tmp_path, 0, "slurm-7") as first:
+        first.write_record(status="finished")
+    with opened(tmp_path, 0, "slurm-7") as second:
+        second.write_record(status="interrupted")
+    assert [path_of(tmp_path, 1, "slurm-7") for _ in range(2)] == [first.path, second.path]
+
+
+def test_a_later_attempt_with_nothing_to_go_on_with_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A run that begins anew in a later attempt is warned of, but not one more beside those that went on."""
+    path_of(tmp_path, 0, "elsewhere")
+    path_of(tmp_path, 1)
+    assert "A new run begins in attempt 1 of launch night" in caplog.text and str(tmp_path / "digits") in caplog.text
+    caplog.clear()
+    path_of(tmp_path, 1)
     assert not caplog.text
 
 

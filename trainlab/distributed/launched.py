@@ -89,8 +89,8 @@ def _launched_by_slurm() -> Launched | None:
     task = environ.get("SLURM_ARRAY_TASK_ID")
     if task:
         job = f"{environ.get('SLURM_ARRAY_JOB_ID', job)}_{task}"
-    step = environ.get("SLURM_STEP_ID")
-    return Launched(f"slurm-{job}" + (f".{step}" if step else ""), _attempt("SLURM_RESTART_COUNT"))
+    # Without the step's number: a requeued script may come to the same step by another number, as it skips others.
+    return Launched(f"slurm-{job}", _attempt("SLURM_RESTART_COUNT"))
 
 
 def _attempt(name: str) -> int:

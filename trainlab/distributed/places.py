@@ -187,9 +187,11 @@ def _is_of_step(environ: Mapping[str, str], step: SlurmStep) -> bool:
     """Tell whether RANK and WORLD_SIZE only repeat what the step says; refuse those that contradict it.
 
     A launcher inside of the step (torchrun, one a node) gives each of its processes LOCAL_RANK, which nobody exports
-    by hand to all tasks of a step.
+    by hand to all tasks of a step. Ranks that are started by hand, each in a step of its own, are told MASTER_ADDR.
     """
-    if step.size == 1 or "LOCAL_RANK" in environ or "TORCHELASTIC_RUN_ID" in environ:
+    if "LOCAL_RANK" in environ or "TORCHELASTIC_RUN_ID" in environ:
+        return False
+    if step.size == 1 and (_address(environ) or number_of(environ, "WORLD_SIZE", 1) == 1):
         return False
     ours = {"RANK": step.rank, "WORLD_SIZE": step.size}
     if any(name in environ and number_of(environ, name) != number for name, number in ours.items()):

@@ -3,17 +3,18 @@
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from trainlab.distributed.rng import derive_seed
 from trainlab.errors import DistributedError, InvalidValueError
 
-__all__ = ["SlurmStep", "number_of", "tasks_without_step"]
+__all__ = ["SlurmStep", "in_batch_job", "number_of", "scontrol", "tasks_without_step"]
 
 _SHAPE = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NUM_NODES", "SLURM_STEP_TASKS_PER_NODE", "SLURM_NODEID")
 
@@ -108,6 +109,19 @@ class SlurmStep:
         return 20000 + derive_seed(*(environ.get(name, "") for name in names)) % 10000
 
 
+def in_batch_job(environ: Mapping[str, str]) -> bool:
+    """Tell whether this process belongs to a job that ``sbatch`` submitted, which SLURM can start again.
+
+    Args:
+        environ: the environment.
+
+    Returns:
+        Whether it does: in its script, or in a step of it.
+    """
+    # Set in a batch script, and inherited by its steps. Source: Slurm's env_array_for_batch_job (src/common/env.c).
+    return environ.get("ENVIRONMENT") == "BATCH" and "SLURM_JOB_ID" in environ
+
+
 def tasks_without_step(environ: Mapping[str, str]) -> int:
     """Count the tasks of the batch job whose script runs this process itself, without ``srun``.
 
@@ -117,12 +131,39 @@ def tasks_without_step(environ: Mapping[str, str]) -> int:
     Returns:
         The number that the job asked for; 1 in a step, in an interactive allocation and outside of SLURM.
     """
-    # Set in a batch script, and inherited by its steps. Source: Slurm's env_array_for_batch_job (src/common/env.c).
-    if environ.get("ENVIRONMENT") != "BATCH" or "SLURM_JOB_ID" not in environ:
+    if not in_batch_job(environ):
         return 1
     if "SLURM_STEP_ID" in environ and _step_in_truth() != "batch":
         return 1
     return number_of(environ, "SLURM_NTASKS", 1)
+
+
+def scontrol(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Ask SLURM, also while it sends signals to all processes of the job, in whatever session they are.
+
+    Args:
+        arguments: of ``scontrol``.
+
+    Returns:
+        Its status and what it wrote; of a second try, if a signal killed the first.
+
+    Raises:
+        OSError: it cannot be started.
+        subprocess.TimeoutExpired: it does not answer in a minute.
+    """
+    for _ in range(2):
+        with _signals_blocked():
+            done = subprocess.run(
+                ["scontrol", *arguments],
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+                start_new_session=True,
+            )
+        if done.returncode >= 0:
+            break
+    return done
 
 
 def number_of(environ: Mapping[str, str], name: str, default: int | None = None) -> int:
@@ -160,9 +201,18 @@ def _tasks_per_node(text: str) -> tuple[int, ...]:
 
 
 def _scontrol(*arguments: str) -> str:
-    command = ["scontrol", "show", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = scontrol("show", *arguments)
     return done.stdout if done.returncode == 0 else ""
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """What is started in the block inherits it; this process's own signals come to its other threads, or afterwards."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _is_known(name: str) -> bool:

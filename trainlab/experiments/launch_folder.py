@@ -68,10 +68,11 @@ def folder_to_continue(above: Path, launch_id: str, attempt: int) -> tuple[Path,
     Raises:
         RunFolderError: Another process holds it, and does not let it go; or its record cannot be read.
     """
-    command, others = mask_command(sys.argv), []
+    command, others, has_begun = mask_command(sys.argv), [], False
     for _, path in _folders(above, launch_id):
         record = _record(path)
         if not begun_before(record, launch_id, attempt):
+            has_begun = has_begun or _last_start(record, launch_id).get("attempt") == attempt
             continue
         begun_by = _last_start(record, launch_id).get("command")
         if begun_by != command and launch_id.startswith("slurm-"):
@@ -85,6 +86,13 @@ def folder_to_continue(above: Path, launch_id: str, attempt: int) -> tuple[Path,
             path,
             begun_by,
             command,
+        )
+    if not others and not has_begun:
+        logger.warning(
+            "A new run begins in attempt %d of launch %s: no earlier attempt has left one in %s.",
+            attempt,
+            launch_id,
+            above,
         )
     return None
 

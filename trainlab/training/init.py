@@ -26,6 +26,7 @@ from trainlab.storage import open_store
 from trainlab.training.agreement import check_given
 from trainlab.training.context import TrialContext
 from trainlab.training.session import Session
+from trainlab.training.signals import EarlySignals
 
 __all__ = ["init", "open_context", "versions"]
 
@@ -167,6 +168,8 @@ def open_context(
     _check_storage(checkpoint_storage, storage_options, run_dir)
     device = choose_device(device)
     with contextlib.ExitStack() as undone:
+        signals = EarlySignals()
+        undone.callback(signals.close)
         is_ours = distributed is None
         if distributed is None:
             distributed = undone.enter_context(open_ranks(device))
@@ -200,6 +203,7 @@ def open_context(
                 enable_tensorboard_logging=enable_tensorboard_logging,
                 checkpoint_storage=checkpoint_storage,
                 storage_options=storage_options,
+                signals=signals,
             )
             undone.callback(session.close)
             context = context_class(
@@ -227,6 +231,8 @@ def open_context(
             folder.push()
             context.closes_distributed, context.run_number = is_ours, told["number"]
             distributed.watchdog.on_failure(functools.partial(_note_failure, context))
+            if distributed.size > 1:
+                logger.info("CPU threads of this rank: %d.", torch.get_num_threads())
             note("run", {"folder": str(folder.place)})
         undone.pop_all()
     seed_all(seed)  # the same on all ranks, for their models are to begin alike; they part when training begins

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 
 from trainlab.distributed import DistributedContext
+from trainlab.distributed.slurm import scontrol
 from trainlab.errors import InvalidValueError
 
 __all__ = ["end_by_signal", "requeue", "requeues_wanted"]
@@ -20,16 +21,15 @@ def end_by_signal(
     distributed: DistributedContext,
     number: int,
     earlier: Callable[[int, FrameType | None], object] | None,
-    *,
-    requeues: bool,
 ) -> BaseException:
     """Call the handler that the signal had before, and requeue the job; all ranks call this, at the same time.
+
+    A job of SLURM is requeued if what was there before does not end the chief.
 
     Args:
         distributed: the run's ranks.
         number: of the signal.
         earlier: the handler of this rank; None if it had none of Python's.
-        requeues: whether a SLURM job is to be requeued, if what was there before does not end the chief.
 
     Returns:
         What ends the run: SystemExit(128 + number), or what the handler raised. No rank has it before the job is back
@@ -45,18 +45,20 @@ def end_by_signal(
             ended_by, has_raised = raised, True
 
     def on_chief() -> None:
-        if requeues and not has_raised:
+        if not has_raised:
             requeue(number)
 
     distributed.on_chief(on_chief)
     return ended_by
 
 
-def requeue(number: int) -> bool:
+def requeue(number: int, *, failed: bool = False) -> bool:
     """Put the SLURM batch job of this process back into the queue, if that is what the signal asks for.
 
     Args:
         number: of the signal. SIGINT, ``scancel``, and a SIGTERM by which an agent ends its ranks do not ask for it.
+        failed: whether the run fails. Then a SIGTERM asks for it only if SLURM says so too: ``srun`` ends by SIGTERM
+            the tasks that are left when one is lost. Default False.
 
     Returns:
         Whether the job was put back. What went wrong is logged, with what to do.
@@ -74,7 +76,7 @@ def requeue(number: int) -> bool:
         return False
     try:
         told = _scontrol("--oneliner", "show", "job", job)
-        reason = _why_not(_fields(told), environ, number, most)
+        reason = _why_not(_fields(told), environ, number, most, failed)
         if reason:
             logger.info("SLURM job %s is not requeued: %s.", job, reason)
             return False
@@ -112,7 +114,7 @@ def requeues_wanted(environ: Mapping[str, str]) -> tuple[bool, int | None]:
     return switch == "1", None if most is None else int(most)
 
 
-def _why_not(job: Mapping[str, str], environ: Mapping[str, str], number: int, most: int | None) -> str:
+def _why_not(job: Mapping[str, str], environ: Mapping[str, str], number: int, most: int | None, failed: bool) -> str:
     """Why a job is not to be requeued, as SLURM sees it; empty if it is.
 
     A job that is preempted runs on for its partition's GraceTime, and has a PreemptTime; one that is cancelled, or has
@@ -127,8 +129,11 @@ def _why_not(job: Mapping[str, str], environ: Mapping[str, str], number: int, mo
         return "SLURM does that already"
     if job.get("JobState") not in ("RUNNING", "SIGNALING") and not is_over_time:
         return f"SLURM ends it, and it has neither been preempted nor run out of time ({job.get('JobState')})"
-    if number == signal.SIGTERM and "TORCHELASTIC_RUN_ID" in environ and not (is_preempted or is_over_time):
-        return "the SIGTERM came from the agent that started this process"
+    if number == signal.SIGTERM and not (is_preempted or is_over_time):
+        if "TORCHELASTIC_RUN_ID" in environ:
+            return "the SIGTERM came from the agent that started this process"
+        if failed:
+            return "it has failed, and has neither been preempted nor run out of time"
     if job.get("Requeue") != "1":
         return "it was submitted with --no-requeue"
     if most is not None and restarts >= most:
@@ -151,5 +156,6 @@ def _fields(told: str) -> dict[str, str]:
 
 
 def _scontrol(*arguments: str) -> str:
-    done = subprocess.run(["scontrol", *arguments], capture_output=True, text=True, timeout=60, check=True)
+    done = scontrol(*arguments)
+    done.check_returncode()
     return done.stdout

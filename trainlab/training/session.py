@@ -10,6 +10,7 @@ from typing import Any
 
 from trainlab.checkpoint import latest_checkpoint, remove_rubbish
 from trainlab.distributed import DistributedContext
+from trainlab.distributed.failure import is_consequence
 from trainlab.errors import InvalidStateError, RunFolderError, TrainlabError
 from trainlab.experiments import FolderLock, RankOutput, RunFolder, take_lock
 from trainlab.recording import (
@@ -23,6 +24,8 @@ from trainlab.recording import (
     make_display,
 )
 from trainlab.storage import Store, open_store
+from trainlab.training.requeue import requeue
+from trainlab.training.signals import EarlySignals
 
 __all__ = ["Session"]
 
@@ -41,6 +44,7 @@ class Session:
         enable_tensorboard_logging: whether trainlab writes its own TensorBoard series.
         checkpoint_storage: where the checkpoints are; None for the folder's own place.
         storage_options: for a place that is a URL, what its file system asks for.
+        signals: what notes the signals that come while no ``fit`` trains; closed with the rest.
 
     Attributes:
         checkpoints: the store of the checkpoints.
@@ -60,8 +64,10 @@ class Session:
         enable_tensorboard_logging: bool,
         checkpoint_storage: str | os.PathLike[str] | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        signals: EarlySignals | None = None,
     ) -> None:
         self._folder = folder
+        self._signals = signals
         self.storage_options = storage_options
         self.latest_checkpoint: Path | str | None = None
         self.last_checkpoint: Path | str | None = None
@@ -166,6 +172,7 @@ class Session:
             return  # a forked child that ends has nothing to say about its parent's run
         self._closed = True
         error = self.ended_by if error is None else error
+        is_requeued = self._requeued(error)
         atexit.unregister(self.close)
         logging.getLogger("trainlab").removeHandler(self._warnings)
         try:
@@ -186,6 +193,21 @@ class Session:
                 raise
             # What ended the run is what a person must see; this may be its consequence (a full disk).
             logger.error("The run's files could not be closed properly: %s", failure)
+        finally:
+            if self._signals is not None and not is_requeued:  # SLURM sends another one then
+                self._signals.close()
+
+    def _requeued(self, error: BaseException | None) -> bool:
+        """Requeue the job of a run that fails once SLURM has announced the end: the signal may have caused the failure.
+
+        It goes to the program's subprocesses, too. What another rank has failed by is no such failure.
+        """
+        if self._signals is None or not self.is_chief or error is None or _status(error) != "failed":
+            return False
+        number, first = self._signals.take(), self._distributed.watchdog.failure
+        if number is None or is_consequence(error) or (first is not None and first.rank != self._distributed.rank):
+            return False
+        return requeue(number, failed=True)
 
 
 class _Warnings(logging.Handler):

@@ -1,4 +1,4 @@
-"""StopSignals: a signal only asks for a stop; the loop sees it after the batch."""
+"""StopSignals: a signal only asks for a stop; the loop sees it after the batch. EarlySignals: it waits for the loop."""
 
 import contextlib
 import os
@@ -7,11 +7,48 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from trainlab.training.context import TrialContext
+from trainlab.distributed.slurm import in_batch_job
 
-__all__ = ["StopSignals"]
+if TYPE_CHECKING:
+    from trainlab.training.context import TrialContext
+
+__all__ = ["EarlySignals", "StopSignals"]
+
+# The signal that came while no fit was there to obey it; a process has one, however many runs it opens.
+_waiting: list[int] = []
+
+
+class EarlySignals:
+    """From the opening of a run to its end in a SLURM batch job: what announces the job's end waits for the next fit.
+
+    While models are built or data are loaded the default action would fail the job, instead of requeueing it. Handlers
+    of anybody else are left alone. Outside of a batch job, and of the main thread, it does nothing.
+    """
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+        if threading.current_thread() is threading.main_thread() and in_batch_job(os.environ):
+            numbers = (signal.SIGTERM, *_announcements())
+            foreign = _caught_outside_python()
+            self._numbers = [one for one in numbers if signal.getsignal(one) in _UNSET and one not in foreign]
+            for number in self._numbers:
+                signal.signal(number, _wait)
+
+    def close(self) -> None:
+        """Put back the default action."""
+        if threading.current_thread() is threading.main_thread():
+            for number in self._numbers:
+                if signal.getsignal(number) is _wait:
+                    signal.signal(number, signal.SIG_DFL)
+
+    @staticmethod
+    def take() -> int | None:
+        """Give the signal that still waits, which then waits no more; None if there is none."""
+        number = _waiting[0] if _waiting else None
+        _waiting.clear()
+        return number
 
 
 class StopSignals:
@@ -19,7 +56,8 @@ class StopSignals:
 
     In a SLURM job SIGUSR1 and SIGUSR2 ask for it too: ``--signal`` announces the end by them. They are left alone where
     they are ignored, or handled by something that is not Python's (``faulthandler.register``), which could not be put
-    back. Outside the main thread, where Python allows no handlers, it does nothing.
+    back. One that has come before, and waits, counts as well. Outside the main thread, where Python allows no handlers,
+    it does nothing.
 
     Args:
         context: whose stop is asked for.
@@ -30,7 +68,7 @@ class StopSignals:
 
     SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
-    def __init__(self, context: TrialContext) -> None:
+    def __init__(self, context: "TrialContext") -> None:
         self._context = context
         self._before: dict[int, Any] = {}
         self._is_ending = False
@@ -41,14 +79,20 @@ class StopSignals:
         if threading.current_thread() is threading.main_thread():
             numbers = (*self.SIGNALS, *_announcements())
             self._before = {number: signal.signal(number, self._ask) for number in numbers}
+            if (waiting := EarlySignals.take()) is not None:
+                self._ask(waiting, None)
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Put back the handlers that were there before."""
+        """Put back the handlers that were there before; what came too late for this fit waits for the next."""
+        if self.received is not None and self._before.get(self.received) is _wait and not self._is_ending:
+            _waiting.append(self.received)
         for number, handler in self._before.items():
-            default = _let_pass if self._is_ending and number != signal.SIGINT else signal.SIG_DFL
-            is_default = handler in (None, signal.SIG_DFL, _let_pass)
-            signal.signal(number, default if is_default else handler)
+            if handler in _UNSET and self._is_ending and number != signal.SIGINT:
+                handler = _let_pass
+            elif handler in (None, _let_pass):
+                handler = signal.SIG_DFL
+            signal.signal(number, handler)
 
     def end_process(self) -> None:
         """Note that the process comes to its end, in a SLURM job that may send further signals meanwhile.
@@ -67,7 +111,7 @@ class StopSignals:
             The handler; None if there is none.
         """
         handler = self._before.get(number)
-        if not callable(handler) or handler in (signal.SIG_DFL, signal.SIG_IGN, signal.default_int_handler, _let_pass):
+        if not callable(handler) or handler in (*_UNSET, signal.SIG_IGN, signal.default_int_handler):
             return None
         found: Callable[[int, FrameType | None], object] = handler
         return found
@@ -81,18 +125,41 @@ class StopSignals:
             self.received = number
         self._context.signalled = True
         self._context.ask_to_stop()
-        # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice. Where no one reads it any
-        # more (Ctrl-C ends `tee` too, a terminal was closed), the run is still to be saved.
-        with contextlib.suppress(OSError):
-            os.write(
-                2,
-                f"\n{signal.Signals(number).name}: finishing the batch, then a checkpoint. "
-                "Ctrl-C again aborts.\n".encode(),
-            )
+        _tell(number, "finishing the batch, then a checkpoint. Ctrl-C again aborts.")
+
+
+def _wait(number: int, frame: FrameType | None) -> None:
+    """In place of the default, while a run is open and no fit trains."""
+    if not _waiting:
+        _tell(number, "noted; the next fit makes a checkpoint, and ends.")
+        _waiting.append(number)
 
 
 def _let_pass(number: int, frame: FrameType | None) -> None:
     """In place of the default, which would end a process that is at its end already."""
+
+
+# What a signal has for which nobody has set a handler.
+_UNSET = (None, signal.SIG_DFL, _let_pass, _wait)
+
+
+def _forget() -> None:
+    """In a forked child, which no fit of this process's stops: SIGTERM ends it, what else SLURM sends does not."""
+    _waiting.clear()
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is _wait:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else _let_pass)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def _tell(number: int, text: str) -> None:
+    # A handler may interrupt a write to sys.stderr, whose buffer cannot be entered twice. Where no one reads it any
+    # more (Ctrl-C ends `tee` too, a terminal was closed), the run is still to be saved.
+    with contextlib.suppress(OSError):
+        os.write(2, f"\n{signal.Signals(number).name}: {text}\n".encode())
 
 
 def _announcements() -> list[int]:

@@ -470,9 +470,10 @@ class Trainer:
         """Once all is saved and closed after a signal, while further ones are still waited for, pass it on."""
         if error is None and self._signal:
             signals.end_process()
+            if self.context.session.last_checkpoint is not None:
+                note("checkpoint", {"path": str(self.context.session.last_checkpoint)})
             earlier = signals.earlier(self._signal)
-            requeues = not self._test_mode
-            self._ended_by = end_by_signal(self.context.distributed, self._signal, earlier, requeues=requeues)
+            self._ended_by = end_by_signal(self.context.distributed, self._signal, earlier)
 
     def _end(self, kind: Any, error: BaseException | None, traceback: Any) -> None:
         self.context.session.ended_by = error
