@@ -179,6 +179,11 @@ class JobHandle(Generic[T]):
         return state
 
     @property
+    def reason(self) -> str:
+        """Why it is PENDING, in SLURM's last word, such as "Priority" or "Resources"; "" if it is not."""
+        return self._source.reason
+
+    @property
     def done(self) -> bool:
         """Whether it has ended, and is not requeued."""
         return self.state in ENDED
@@ -199,8 +204,19 @@ class JobHandle(Generic[T]):
         for state in self.watch(timeout):
             last = state
         if last not in ENDED:
-            raise LaunchError(f"{self._title} has not ended after {timeout} s: it is {last or 'not known'}.")
+            raise LaunchError(f"{self._title} has not ended after {timeout} s: it is {self.told(last) or 'not known'}.")
         return last
+
+    def told(self, state: str) -> str:
+        """A state with why it is so.
+
+        Args:
+            state: that it was last seen in.
+
+        Returns:
+            Such as "PENDING (Priority)".
+        """
+        return f"{state} ({self.reason})" if state == "PENDING" and self.reason else state
 
     def watch(self, timeout: float | None = None) -> Iterator[str]:
         """Look at it about every second, and ask SLURM less and less often.
@@ -356,6 +372,11 @@ class JobHandle(Generic[T]):
 
     def _failure(self, state: str) -> LaunchError:
         notes = self._notes()
+        if state != "CANCELLED" and (found := next(notes.glob("rank-*.not_requeued.json"), None)) is not None:
+            why = f"was told to end, and is not requeued: {_read(found)['told']}"
+            saved = next((_read(path)["path"] for path in notes.glob("rank-*.checkpoint.json")), None)
+            last = f"Its newest checkpoint: {saved}" if saved else self._last_lines(0)
+            return RankFailedError(f"{self._title} {why}. {last}")
         is_told = _is_noted(notes, "error") or (state not in _WHY and _is_noted(notes, "failure", "exit"))
         if state == "CANCELLED" or not is_told:
             why = _WHY.get(state, f"ended as {state} without a result")

@@ -77,6 +77,8 @@ class RankTask:
         most = self.platform.max_requeues
         if not self.platform.requeue or (most is not None and self._attempt_now() >= most):
             sys.stderr.write(f"Not requeued: requeue={self.platform.requeue}, max_requeues={most}.\n")
+            told = f"max_requeues={most} is used up" if self.platform.requeue else "requeue=False"
+            note("not_requeued", {"told": told})
             return None
         self.attempt += 1
         return DelayedSubmission(self)

@@ -41,6 +41,10 @@ class NoAnswerError(LaunchError):
 class Source(Protocol):
     """Who knows the state of a job."""
 
+    @property
+    def reason(self) -> str:
+        """Why it waits, as last heard; "" if it does not, or nobody knows."""
+
     def state(self) -> str | None:
         """Ask for it.
 
@@ -69,7 +73,7 @@ class SlurmQueue:
 
     # One question for all jobs of an array, and at most one a second.
     _lock = threading.Lock()
-    _told: ClassVar[dict[str, tuple[float, dict[str, str]]]] = {}
+    _told: ClassVar[dict[str, tuple[float, dict[str, tuple[str, str]]]]] = {}
 
     def __init__(self, job_id: str) -> None:
         self._job_id = job_id
@@ -90,7 +94,13 @@ class SlurmQueue:
             if time.monotonic() - at >= 1:
                 told = self._ask()
                 self._told[self._main] = time.monotonic(), told
-        return told.get(self._job_id) or self._accounted()
+        return told[self._job_id][0] if self._job_id in told else self._accounted()
+
+    @property
+    def reason(self) -> str:
+        """Why it waits, as squeue last said."""
+        state, reason = self._told.get(self._main, (0.0, {}))[1].get(self._job_id, ("", ""))
+        return reason if state == "PENDING" and reason != "None" else ""
 
     def cancel(self) -> None:
         """Cancel it, whatever state it is in.
@@ -103,12 +113,12 @@ class SlurmQueue:
             raise LaunchError(f"SLURM does not cancel job {self._job_id}: {done.stderr.strip()}")
         self._told.pop(self._main, None)
 
-    def _ask(self) -> dict[str, str]:
-        done = _run("squeue", "--noheader", "--array", "--states=all", f"--jobs={self._main}", "--format=%i|%T")
+    def _ask(self) -> dict[str, tuple[str, str]]:
+        done = _run("squeue", "--noheader", "--array", "--states=all", f"--jobs={self._main}", "--format=%i|%T|%r")
         if done.returncode and "Invalid job id" not in done.stderr:
             raise NoAnswerError(f"SLURM does not say how job {self._job_id} is: {done.stderr.strip()}")
-        pairs = (line.split("|") for line in done.stdout.splitlines())
-        return {pair[0].strip(): pair[1].strip() for pair in pairs if len(pair) == 2}
+        rows = ([word.strip() for word in line.split("|", 2)] for line in done.stdout.splitlines())
+        return {row[0]: (row[1], row[2]) for row in rows if len(row) == 3}
 
     def _accounted(self) -> str | None:
         if shutil.which("sacct") is None:
@@ -127,6 +137,8 @@ class LocalProcess:
         folder: what its command line ends with.
         process: it, where it is a child of this one.
     """
+
+    reason = ""
 
     def __init__(self, pid: int, host: str, folder: Path, process: "subprocess.Popen[bytes] | None" = None) -> None:
         self._pid, self._host, self._folder, self._process = pid, host, folder, process
@@ -166,6 +178,8 @@ class LocalProcess:
 
 class EndedSource:
     """A job that ran where it was submitted, before there was a handle of it."""
+
+    reason = ""
 
     def state(self) -> str | None:
         """Nobody needs to be asked.

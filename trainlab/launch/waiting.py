@@ -54,12 +54,12 @@ def _shown(handles: "Sequence[JobHandle[Any]]", console: "Console") -> list[str]
 
 
 def _told(handles: "Sequence[JobHandle[Any]]", console: "Console") -> list[str]:
-    before: list[str] = []
+    before, states = "", [""]
     for states in _watched(handles):
-        if states != before:
-            console.print(_summary(handles, states), markup=False, highlight=False, soft_wrap=True)
-        before = states
-    return before
+        if (summary := _summary(handles, states)) != before:
+            console.print(summary, markup=False, highlight=False, soft_wrap=True)
+        before = summary
+    return states
 
 
 def _watched(handles: "Sequence[JobHandle[Any]]") -> Iterator[list[str]]:
@@ -73,8 +73,9 @@ def _watched(handles: "Sequence[JobHandle[Any]]") -> Iterator[list[str]]:
 
 def _summary(handles: "Sequence[JobHandle[Any]]", states: Sequence[str]) -> str:
     if len(handles) == 1:
-        return f"Job {handles[0].job_id} ({handles[0].name}): {states[0] or 'SLURM does not answer'}"
-    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
+        return f"Job {handles[0].job_id} ({handles[0].name}): {handles[0].told(states[0]) or 'SLURM does not answer'}"
+    told = [handle.told(state) for handle, state in zip(handles, states, strict=True)]
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(Counter(told).items()))
     return f"Jobs {handles[0].job_id} to {handles[-1].job_id} ({handles[0].name}): {counts}"
 
 
