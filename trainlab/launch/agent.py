@@ -66,12 +66,9 @@ def run_agent(
     launch_id, first = _identity(platform)
     with _scratch() as folder:
         (folder / "task").write_bytes(pickle.dumps(task))
+        attempts = _Attempts(folder, platform, processes, variables)
         with _handlers(), _quiet(), keep_logs(folder, name, platform, launch_id):
-            return _Attempts(folder, platform, processes, variables).run(launch_id, first, _is_function(task))
-
-
-def _is_function(task: FunctionTask | ScriptTask) -> bool:
-    return isinstance(task, FunctionTask)
+            return attempts.run(launch_id, first, isinstance(task, FunctionTask))
 
 
 class _Attempts:

@@ -52,7 +52,7 @@ def launch(
     platform = _checked(platform)
     call = Call(function, args, kwargs)
     _refuse_import(call)
-    if platform.device == "slurm" and not _is_rank():
+    if platform.device == "slurm" and not _is_surely_rank():
         from trainlab.launch.slurm import submit
 
         handle = submit(call, platform)
@@ -251,6 +251,14 @@ def _is_rank() -> bool:
 
     place = place_of_environment()
     return get_num_processes() > 1 or (place is not None and place.size > 1)
+
+
+def _is_surely_rank() -> bool:
+    """Tell the same where half a place does not matter: a job that is submitted has places of its own."""
+    try:
+        return _is_rank()
+    except InvalidValueError:
+        return False
 
 
 def _call_here(call: Call[T], platform: Platform) -> list[T]:

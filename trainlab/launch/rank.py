@@ -18,6 +18,20 @@ from trainlab.launch.tasks import FunctionTask
 __all__ = ["main"]
 
 _PR_SET_PDEATHSIG = 1
+# Where the process stands that launched this one; they would win over what the agent says.
+_OF_OUTER = [
+    f"TRAINLAB_{name}"
+    for name in (
+        "RANK",
+        "WORLD_SIZE",
+        "LOCAL_RANK",
+        "LOCAL_WORLD_SIZE",
+        "NODE_RANK",
+        "NODES",
+        "MASTER_ADDR",
+        "MASTER_PORT",
+    )
+]
 
 
 def main(path: str) -> None:
@@ -26,6 +40,8 @@ def main(path: str) -> None:
     Args:
         path: of the file that the agent wrote the task to.
     """
+    for name in _OF_OUTER:
+        os.environ.pop(name, None)
     os.environ.update(json.loads(Path(path).with_name("variables").read_text(encoding="utf-8")))
     _end_with(int(os.environ["TRAINLAB_AGENT_PID"]))
     # Ctrl-C reaches the agent alone, which passes it on once: a second one means "at once".
