@@ -125,6 +125,8 @@ class JobHandle(Generic[T]):
     def load(cls, folder: str | os.PathLike[str]) -> "JobHandle[Any]":
         """Find a job again, in whatever process.
 
+        What a job returned is a pickle in its folder, which ``result`` loads: find only jobs of your own so.
+
         Args:
             folder: the job's.
 
