@@ -27,7 +27,8 @@ def run(tmp_path: Path, program: str, **variables: str) -> str:
         done = subprocess.run(
             [sys.executable, "-c", BEGINNING.format(folder=str(tmp_path)) + program],
             cwd=ROOT,
-            env={**os.environ, **variables},
+            # As the launcher's ranks, which do not keep their lines back.
+            env={**os.environ, "PYTHONUNBUFFERED": "1", **variables},
             stdout=captured,
             stderr=subprocess.STDOUT,
             check=False,
