@@ -127,14 +127,17 @@ def test_a_job_outlives_who_waits_for_it(tmp_path: Path) -> None:
     folder = tmp_path / "job"
     program = [sys.executable, "-m", "tests.slurm.submitted", str(folder), "follow"]
     with subprocess.Popen(program, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=os.environ) as waiting:
-        assert waiting.stderr is not None
-        said = [waiting.stderr.readline()]
-        while said[-1] and "RUNNING" not in said[-1]:  # it may be pending before, or not
-            said.append(waiting.stderr.readline())
-        handle = JobHandle.load(folder)
-        wait_for_log(handle, "waiting")
-        waiting.send_signal(signal.SIGINT)
-        text = waiting.stderr.read()
+        try:
+            assert waiting.stderr is not None
+            said = [waiting.stderr.readline()]
+            while said[-1] and "RUNNING" not in said[-1]:  # it may be pending before, or not
+                said.append(waiting.stderr.readline())
+            handle = JobHandle.load(folder)
+            wait_for_log(handle, "waiting")
+            waiting.send_signal(signal.SIGINT)
+            text = waiting.stderr.read()
+        finally:
+            waiting.kill()  # nothing, unless the test has failed
     title = f"Job {handle.job_id} (wait_for_ever): "
     assert said[-1] == f"{title}RUNNING\n" and all(line.startswith(f"{title}PENDING") for line in said[:-1])
     assert f"cancel it with `scancel {handle.job_id}`" in text and str(folder) in text
