@@ -15,6 +15,7 @@ if __name__ == "__main__":
     how = sys.argv[4] if sys.argv[4:] else ""
     release = open_store(sys.argv[1]).hold(sys.argv[2], sys.argv[3])
     if how:
+        begun, tell = os.pipe()
         child = os.fork()
         if child == 0 and how == "child-released":
             release()
@@ -22,10 +23,13 @@ if __name__ == "__main__":
             gc.collect()
             os._exit(0)
         if child == 0:
+            os.write(tell, b"!")  # it has let go of what it inherited
             sys.stdin.read()
             os._exit(0)
         if how == "child-released":
             os.waitpid(child, 0)
+        else:
+            os.read(begun, 1)
         if how == "released":
             release()
     print("ready", flush=True)
