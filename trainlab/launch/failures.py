@@ -76,14 +76,13 @@ class FirstFailure:
         raised = sorted(_read(notes, "error"), key=lambda error: float(error["at"]))
         if raised:
             first = raised[0]
-            told = _plain(first["message"]), first.get("phase")
             return cls(
                 first["rank"],
                 _own_exit(exitcodes.get(first["rank"])),
                 f"Rank {first['rank']} of {size} failed: {first['message']}",
                 first["traceback"],
                 True,
-                told,
+                (_plain(first["message"]),),
                 bool(first.get("is_of_launch")),
             )
         # Those that were ended for another's sake have got SIGTERM, and may have ended in good order.
