@@ -12,11 +12,13 @@ from tests.architecture import source
 # The layers of the design, bottom first. A folder imports from its own layer or from one below.
 LAYERS = (
     {"schedule"},
-    {"distributed", "experiments", "storage"},
+    {"distributed", "runs", "storage"},
     {"launch"},
     {"checkpoint", "containers", "data", "metrics", "optim", "parallel", "precision", "recording"},
     {"training"},
     {"callbacks", "compat"},
+    {"experiments"},
+    {"sweeps"},
     {"cli"},
 )
 LAYER = {folder: number for number, folders in enumerate(LAYERS) for folder in folders}
@@ -92,9 +94,9 @@ def test_the_schedule_is_pure_python() -> None:
     assert not _imports_of({"torch", "numpy"}, {"schedule"})
 
 
-def test_the_experiments_load_no_torch() -> None:
+def test_the_command_line_loads_no_torch() -> None:
     """A command line answers without loading torch."""
-    assert not _imports_of({"torch"}, {"experiments", "cli"})
+    assert not _imports_of({"torch"}, {"runs", "experiments", "sweeps", "cli"})
 
 
 def test_the_core_does_not_know_compat() -> None:

@@ -19,7 +19,7 @@ from trainlab.checkpoint import Checkpoint, CheckpointWriter, Entry, Retention, 
 from trainlab.checkpoint.__main__ import main
 from trainlab.checkpoint.pruning import run_kept_from_starting
 from trainlab.errors import RunFolderError
-from trainlab.experiments import RunFolder
+from trainlab.runs import RunFolder
 from trainlab.storage import Store, open_store
 
 ROOT = Path(__file__).parents[2]
@@ -281,7 +281,7 @@ def test_prune_leaves_what_is_being_read(checkpoints: Path, run: Answers) -> Non
 def test_prune_does_not_touch_a_run_that_goes_on(checkpoints: Path, run: Answers) -> None:
     """The run of a live process is refused, named with that process, and pruned once that has ended."""
     (checkpoints.parent / "run.json").write_text("{}")
-    program = [sys.executable, "-m", "tests.experiments.holder", str(checkpoints.parent)]
+    program = [sys.executable, "-m", "tests.runs.holder", str(checkpoints.parent)]
     with subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert int(process.stdout.readline()) == process.pid

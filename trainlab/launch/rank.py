@@ -12,8 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainlab.experiments import RankOutput
 from trainlab.launch.tasks import FunctionTask
+from trainlab.runs import RankOutput
 
 __all__ = ["main"]
 

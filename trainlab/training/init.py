@@ -18,10 +18,10 @@ import torch
 from trainlab import __version__
 from trainlab.distributed import DistributedContext, Failure, choose_device, launched, note, open_ranks, seed_all
 from trainlab.errors import InvalidTypeError, InvalidValueError
-from trainlab.experiments import JoinedFolder, RunFolder
 from trainlab.parallel import DDPOptions, FSDPOptions, make_parallel
 from trainlab.precision import Precision
 from trainlab.recording import LineDisplay
+from trainlab.runs import JoinedFolder, RunFolder
 from trainlab.storage import open_store
 from trainlab.training.agreement import check_given
 from trainlab.training.context import TrialContext

@@ -12,7 +12,6 @@ from trainlab.checkpoint import latest_checkpoint, remove_rubbish
 from trainlab.distributed import DistributedContext
 from trainlab.distributed.failure import is_consequence
 from trainlab.errors import InvalidStateError, RunFolderError, TrainlabError
-from trainlab.experiments import FolderLock, RankOutput, RunFolder, take_lock
 from trainlab.recording import (
     Backend,
     Display,
@@ -23,6 +22,7 @@ from trainlab.recording import (
     TensorBoardBackend,
     make_display,
 )
+from trainlab.runs import FolderLock, RankOutput, RunFolder, take_lock
 from trainlab.storage import Store, open_store
 from trainlab.training.requeue import requeue
 from trainlab.training.signals import EarlySignals

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainlab.experiments.yaml_text import mask_command, to_yaml
+from trainlab.runs.yaml_text import mask_command, to_yaml
 
 yaml = pytest.importorskip("yaml", reason="an independent reader of YAML")
 

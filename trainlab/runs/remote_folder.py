@@ -17,7 +17,7 @@ from trainlab.storage import Store, open_store, reached
 
 __all__ = ["LOCK", "RECORD", "RemoteFolder", "given_place", "warn_of_another_writer"]
 
-logger = logging.getLogger("trainlab.experiments")
+logger = logging.getLogger("trainlab.runs")
 
 LOCK = "lock"
 RECORD = "run.json"

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 from trainlab.errors import RunFolderError
-from trainlab.experiments import RankOutput
+from trainlab.runs import RankOutput
 
 ROOT = Path(__file__).parents[2]
 BEGINNING = """
 import logging, os, subprocess, sys
 from pathlib import Path
-from trainlab.experiments import RankOutput
+from trainlab.runs import RankOutput
 folder = Path({folder!r})
 """
 

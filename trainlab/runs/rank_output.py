@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from trainlab.experiments.folder_lock import unusable
+from trainlab.runs.folder_lock import unusable
 
 __all__ = ["RankOutput"]
 
-logger = logging.getLogger("trainlab.experiments")
+logger = logging.getLogger("trainlab.runs")
 
 _STREAMS = ("stdout", "stderr")
 _PIECE_BYTES = 2**20

@@ -18,7 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from tests.storage.s3 import faulty_proxy, s3_files, s3_server, s3_store, storage_options
 from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError, StorageError
-from trainlab.experiments import RunFolder, remote_folder
+from trainlab.runs import RunFolder, remote_folder
 from trainlab.storage import faults, retry
 
 ROOT = Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def store(url: str, **files: bytes) -> None:
 @contextmanager
 def other_process(url: str, options: dict[str, Any], how: str) -> Iterator["subprocess.Popen[str]"]:
     """A process with a run on a store."""
-    program = [sys.executable, "-m", "tests.experiments.remote_run", url, json.dumps(options), how]
+    program = [sys.executable, "-m", "tests.runs.remote_run", url, json.dumps(options), how]
     with subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process

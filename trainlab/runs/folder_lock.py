@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.errors import RunFolderError
-from trainlab.experiments.remote_folder import LOCK
+from trainlab.runs.remote_folder import LOCK
 
 __all__ = ["FolderLock", "lock_or_holder", "now", "take_lock", "unusable"]
 

@@ -1,9 +1,9 @@
-"""Holds a run of a launch until its input ends: ``python -m tests.experiments.launched_holder ROOT ATTEMPT``."""
+"""Holds a run of a launch until its input ends: ``python -m tests.runs.launched_holder ROOT ATTEMPT``."""
 
 import sys
 from pathlib import Path
 
-from trainlab.experiments import RunFolder
+from trainlab.runs import RunFolder
 
 if __name__ == "__main__":
     root, attempt = Path(sys.argv[1]), int(sys.argv[2])

@@ -12,21 +12,21 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError, StorageError
-from trainlab.experiments.folder_lock import FolderLock, take_lock, unusable
-from trainlab.experiments.launch_folder import begun_before, folder_to_continue, new_folder
-from trainlab.experiments.remote_folder import (
+from trainlab.runs.folder_lock import FolderLock, take_lock, unusable
+from trainlab.runs.launch_folder import begun_before, folder_to_continue, new_folder
+from trainlab.runs.remote_folder import (
     LOCK,
     RECORD,
     RemoteFolder,
     given_place,
     warn_of_another_writer,
 )
-from trainlab.experiments.run_record import describe_start, ended, read_record, replace_text
-from trainlab.experiments.yaml_text import to_yaml
+from trainlab.runs.run_record import describe_start, ended, read_record, replace_text
+from trainlab.runs.yaml_text import to_yaml
 
 __all__ = ["RunFolder"]
 
-logger = logging.getLogger("trainlab.experiments")
+logger = logging.getLogger("trainlab.runs")
 
 _STATUSES = ("running", "finished", "failed", "interrupted")
 _YAML_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s"#][^:]*?)\s*:(?:\s|$)')

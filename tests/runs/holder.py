@@ -1,9 +1,9 @@
-"""Holds a run's folder until its standard input ends: ``python -m tests.experiments.holder DIR``."""
+"""Holds a run's folder until its standard input ends: ``python -m tests.runs.holder DIR``."""
 
 import os
 import sys
 
-from trainlab.experiments import RunFolder
+from trainlab.runs import RunFolder
 
 if __name__ == "__main__":
     folder = RunFolder.open(name="held", run_dir=sys.argv[1])

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.errors import RunFolderError
-from trainlab.experiments.folder_lock import now, unusable
-from trainlab.experiments.yaml_text import mask_command
+from trainlab.runs.folder_lock import now, unusable
+from trainlab.runs.yaml_text import mask_command
 
 __all__ = ["describe_start", "ended", "read_record", "replace_text"]
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from trainlab.errors import RunFolderError
-from trainlab.experiments import RunFolder, launch_folder
+from trainlab.runs import RunFolder, launch_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -43,7 +43,7 @@ def starts(path: Path) -> list[dict[str, Any]]:
 @contextmanager
 def other_process(root: Path, attempt: int) -> Iterator[tuple["subprocess.Popen[str]", Path]]:
     """Another process that has a run of the launch open, and the run's folder."""
-    program = [sys.executable, "-m", "tests.experiments.launched_holder", str(root), str(attempt)]
+    program = [sys.executable, "-m", "tests.runs.launched_holder", str(root), str(attempt)]
     with subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -1,4 +1,4 @@
-"""A run on a store in a process of its own: ``python -m tests.experiments.remote_run URL OPTIONS HOW``.
+"""A run on a store in a process of its own: ``python -m tests.runs.remote_run URL OPTIONS HOW``.
 
 HOW is ``wait``: push three lines, write a fourth, and wait; or the number of copied files after which the process
 kills itself, while it pushes a series of several files and closes.
@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from trainlab.experiments import RunFolder
+from trainlab.runs import RunFolder
 from trainlab.storage import faults
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.errors import RunFolderError
-from trainlab.experiments.folder_lock import FolderLock
-from trainlab.experiments.run_folder import RunFolder
+from trainlab.runs.folder_lock import FolderLock
+from trainlab.runs.run_folder import RunFolder
 
 __all__ = ["JoinedFolder"]
 

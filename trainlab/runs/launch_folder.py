@@ -10,14 +10,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainlab.experiments.folder_lock import FolderLock, lock_or_holder, take_lock, unusable
-from trainlab.experiments.remote_folder import RECORD
-from trainlab.experiments.run_record import read_record
-from trainlab.experiments.yaml_text import mask_command
+from trainlab.runs.folder_lock import FolderLock, lock_or_holder, take_lock, unusable
+from trainlab.runs.remote_folder import RECORD
+from trainlab.runs.run_record import read_record
+from trainlab.runs.yaml_text import mask_command
 
 __all__ = ["begun_before", "folder_to_continue", "new_folder"]
 
-logger = logging.getLogger("trainlab.experiments")
+logger = logging.getLogger("trainlab.runs")
 
 # How long the process of an earlier attempt may take to die.
 _PATIENCE_SECONDS = 60.0

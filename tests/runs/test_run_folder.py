@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError
-from trainlab.experiments import RunFolder
+from trainlab.runs import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 @contextmanager
 def holder(run_dir: Path, *options: str) -> Iterator[tuple["subprocess.Popen[str]", int]]:
     """Another process that holds the folder, and the process id that it printed."""
-    program = [sys.executable, "-m", "tests.experiments.holder", str(run_dir), *options]
+    program = [sys.executable, "-m", "tests.runs.holder", str(run_dir), *options]
     with subprocess.Popen(program, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
@@ -163,7 +163,7 @@ def test_kill_9_frees_the_folder_although_a_forked_child_lives(tmp_path: Path) -
 def test_reading_every_file_of_the_folder_does_not_free_it(tmp_path: Path) -> None:
     """A program that reads or copies its run's folder while it trains still holds it."""
     ask = (
-        "import sys; from trainlab.experiments import RunFolder; from trainlab.errors import RunFolderError\n"
+        "import sys; from trainlab.runs import RunFolder; from trainlab.errors import RunFolderError\n"
         "try: RunFolder.open(name='x', run_dir=sys.argv[1])\n"
         "except RunFolderError as error: print(error)"
     )
@@ -179,7 +179,7 @@ def test_reading_every_file_of_the_folder_does_not_free_it(tmp_path: Path) -> No
 def test_a_forked_child_neither_holds_nor_frees_nor_writes_the_folder(tmp_path: Path) -> None:
     """What a child does with the run it inherited leaves the parent's lock, record and the child's files alone."""
     program = (
-        "import os, sys\nfrom trainlab.experiments import RunFolder\n"
+        "import os, sys\nfrom trainlab.runs import RunFolder\n"
         "from trainlab.errors import InvalidStateError, RunFolderError\n"
         "folder = RunFolder.open(name='x', run_dir=sys.argv[1])\n"
         "child = os.fork()\n"
@@ -207,7 +207,7 @@ def test_a_forked_child_neither_holds_nor_frees_nor_writes_the_folder(tmp_path: 
 def test_a_run_closed_while_its_child_lives_can_be_opened_at_once(tmp_path: Path) -> None:
     """Closing frees the folder although a child that was forked before lives on."""
     program = (
-        "import os, signal, sys\nfrom trainlab.experiments import RunFolder\n"
+        "import os, signal, sys\nfrom trainlab.runs import RunFolder\n"
         "for _ in range(20):\n"
         "    folder = RunFolder.open(name='x', run_dir=sys.argv[1])\n"
         "    child = os.fork()\n"
@@ -251,7 +251,7 @@ def test_the_record_has_the_commit_and_whether_it_is_dirty(tmp_path: Path) -> No
     """The record of a script kept in git names the commit, and says whether the script was changed after it."""
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
     (tmp_path / "train.py").write_text(
-        "import sys\nfrom trainlab.experiments import RunFolder\n"
+        "import sys\nfrom trainlab.runs import RunFolder\n"
         "with RunFolder.open(name='x', run_dir=sys.argv[1]): pass\n"
     )
     for command in (["init", "-q"], ["add", "train.py"], ["commit", "-qm", "first"]):
@@ -333,7 +333,7 @@ def test_a_continued_run_keeps_its_parameters_and_names_what_differs(
         folder.write_params({"hparams": hparams, "seed": 3})
         assert folder.params_file.read_text() == text
     (warning,) = caplog.records
-    assert (warning.name, warning.levelname) == ("trainlab.experiments", "WARNING")
+    assert (warning.name, warning.levelname) == ("trainlab.runs", "WARNING")
     named = warning.getMessage().partition("They differ in: ")[2].removesuffix(".").split(", ")
     assert set(named) == {
         "hparams.lr",
@@ -459,6 +459,6 @@ def test_a_secret_on_the_command_line_is_not_recorded(tmp_path: Path, monkeypatc
 
 def test_run_folders_need_no_torch() -> None:
     """A program that only looks after runs starts without loading torch."""
-    program = "import sys, trainlab.experiments; print('torch' in sys.modules)"
+    program = "import sys, trainlab.runs; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
