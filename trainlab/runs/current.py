@@ -1,0 +1,147 @@
+"""CurrentRun: the experiment's run that this process is in the middle of, for whatever needs to know of it."""
+
+import os
+import random
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from trainlab.errors import InvalidStateError, InvalidValueError
+from trainlab.runs.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from trainlab.schedule import TrainUnit
+
+__all__ = ["CurrentRun", "SearchedTrial", "Seeds", "begin_run", "current_run", "end_run"]
+
+
+class SearchedTrial(Protocol):
+    """What a search asks of a run that is one of its trials.
+
+    Attributes:
+        metric: the name of the metric that the search looks at.
+        smaller_is_better: whether a smaller value of it is better.
+        max_length: how long to train where the program does not say; None if the search does not either.
+    """
+
+    metric: str
+    smaller_is_better: bool
+    max_length: "TrainUnit | None"
+
+    def report(self, value: float, step: int) -> bool:
+        """Tell the search how far the trial is; the chief alone calls this.
+
+        Args:
+            value: the metric's.
+            step: how many batches are trained; grows from call to call.
+
+        Returns:
+            Whether the trial is to be pruned.
+        """
+
+
+class Seeds:
+    """The seeds of a run, all from one: the n-th is the same on every rank and in every replay.
+
+    Args:
+        random_seed: the run's seed, an int of at least 0.
+
+    Attributes:
+        count: how many were drawn.
+    """
+
+    def __init__(self, random_seed: int) -> None:
+        self._generator = random.Random(random_seed)
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def next(self, nbits: int = 32) -> int:
+        """Draw the next seed.
+
+        Args:
+            nbits: how many random bits it has, at least 1. Default 32.
+
+        Returns:
+            An int from 0 to 2**nbits - 1.
+
+        Raises:
+            InvalidValueError: ``nbits`` is no int of at least 1.
+        """
+        if isinstance(nbits, bool) or not isinstance(nbits, int) or nbits < 1:
+            raise InvalidValueError(f"nbits is an int of at least 1. Received: {nbits!r}.")
+        with self._lock:
+            self.count += 1
+            return self._generator.getrandbits(nbits)
+
+
+@dataclass
+class CurrentRun:
+    """A run of an experiment in this process, or as a child process or another rank knows it.
+
+    Attributes:
+        experiment: the experiment's name, with those of its groups: "group/train".
+        output_dir: the run's folder, absolute.
+        params: all parameters by name, the default ones among them.
+        random_seed: the run's seed.
+        seeds: what ``new_seed`` draws from.
+        folder: the run's open folder; None in a process that only knows of it (a subprocess of the run).
+        is_subprocess: whether ``launch_subprocess`` started this process.
+        local_rank: 0, or the number of the subprocess, from 1.
+        searched: the search that the run is a trial of, if it is one.
+        context: the ContextObject of the run, once it was asked for.
+        is_trained: whether ``trainlab.init`` has opened the run's own training; a second one gets another folder.
+        pid: the process that began it.
+    """
+
+    experiment: str
+    output_dir: Path
+    params: Mapping[str, Any]
+    random_seed: int
+    seeds: Seeds
+    folder: RunFolder | None = None
+    is_subprocess: bool = False
+    local_rank: int = 0
+    searched: SearchedTrial | None = None
+    context: Any = None
+    is_trained: bool = False
+    pid: int = field(default_factory=os.getpid)
+
+
+_current: CurrentRun | None = None
+
+
+def current_run() -> CurrentRun | None:
+    """Return the run that this process is in the middle of; None if there is none."""
+    return _current
+
+
+def begin_run(run: CurrentRun) -> None:
+    """Note that a run begins, for all threads of this process, and its forked children.
+
+    Args:
+        run: it.
+
+    Raises:
+        InvalidStateError: one is running already.
+    """
+    global _current  # noqa: PLW0603  # one run at a time in a process is the rule, and it is kept here
+    if _current is not None:
+        raise InvalidStateError(
+            f"An experiment runs in this process already: {_current.experiment!r}, in {_current.output_dir}. Received: "
+            f"{run.experiment!r}. Run it in a process of its own, with trainlab.run_experiment(...); or, for a helper "
+            "of the same run, call trainlab.launch_subprocess()."
+        )
+    _current = run
+
+
+def end_run(run: CurrentRun) -> None:
+    """Note that a run has ended.
+
+    Args:
+        run: it.
+    """
+    global _current  # noqa: PLW0603  # as in begin_run
+    if _current is run:
+        _current = None
