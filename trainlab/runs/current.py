@@ -4,17 +4,19 @@ import os
 import random
 import threading
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainlab.errors import InvalidStateError, InvalidValueError
 from trainlab.runs.run_folder import RunFolder
+from trainlab.runs.sent_run import VARIABLE, sent
 
 if TYPE_CHECKING:
     from trainlab.schedule import TrainUnit
 
-__all__ = ["CurrentRun", "SearchedTrial", "Seeds", "begin_run", "current_run", "end_run"]
+__all__ = ["CurrentRun", "SearchedTrial", "Seeds", "begin_run", "current_run", "end_run", "refuse_second_run"]
 
 
 class SearchedTrial(Protocol):
@@ -90,9 +92,13 @@ class CurrentRun:
         is_subprocess: whether ``launch_subprocess`` started this process.
         local_rank: 0, or the number of the subprocess, from 1.
         searched: the search that the run is a trial of, if it is one.
+        hparams: the parameters as ``trainlab.init`` takes them, plain and without secrets; None where it is given none.
+        uses_gpus: whether a GPU may be used, if there is one.
         context: the ContextObject of the run, once it was asked for.
         is_trained: whether ``trainlab.init`` has opened the run's own training; a second one gets another folder.
         pid: the process that began it.
+        at_end: closed when the main function has ended, with its error, before the folder is.
+        outer: the run that this process, a forked child, was in the middle of before.
     """
 
     experiment: str
@@ -104,21 +110,53 @@ class CurrentRun:
     is_subprocess: bool = False
     local_rank: int = 0
     searched: SearchedTrial | None = None
+    hparams: Mapping[str, Any] | None = None
+    uses_gpus: bool = True
     context: Any = None
     is_trained: bool = False
     pid: int = field(default_factory=os.getpid)
+    at_end: ExitStack = field(default_factory=ExitStack)
+    outer: "CurrentRun | None" = None
+
+    @property
+    def can_lend_folder(self) -> bool:
+        """Whether ``trainlab.init`` in this process may use the run's own folder."""
+        return self.folder is not None and not self.is_trained and self.pid == os.getpid()
 
 
 _current: CurrentRun | None = None
+# What the environment told last, and the run that it stands for.
+_sent: tuple[str, CurrentRun] | None = None
 
 
 def current_run() -> CurrentRun | None:
-    """Return the run that this process is in the middle of; None if there is none."""
-    return _current
+    """Return the run that this process is in the middle of, or is a child of; None if there is none.
+
+    Raises:
+        InvalidStateError: the environment names a run in a way that no run does.
+    """
+    return _current or _run_of_environment()
+
+
+def refuse_second_run(experiment: str) -> None:
+    """Refuse to begin a run in the middle of another one of this process.
+
+    Args:
+        experiment: the name of what is to be run.
+
+    Raises:
+        InvalidStateError: one is running already.
+    """
+    if _current is not None and _current.pid == os.getpid():
+        raise InvalidStateError(
+            f"An experiment runs in this process already: {_current.experiment!r}, in {_current.output_dir}. Received: "
+            f"{experiment!r}. Run it in a process of its own, with trainlab.run_experiment(...); or, for a helper "
+            "of the same run, call trainlab.launch_subprocess()."
+        )
 
 
 def begin_run(run: CurrentRun) -> None:
-    """Note that a run begins, for all threads of this process, and its forked children.
+    """Note that a run begins, for all threads of this process, and for its children.
 
     Args:
         run: it.
@@ -127,12 +165,8 @@ def begin_run(run: CurrentRun) -> None:
         InvalidStateError: one is running already.
     """
     global _current  # noqa: PLW0603  # one run at a time in a process is the rule, and it is kept here
-    if _current is not None:
-        raise InvalidStateError(
-            f"An experiment runs in this process already: {_current.experiment!r}, in {_current.output_dir}. Received: "
-            f"{run.experiment!r}. Run it in a process of its own, with trainlab.run_experiment(...); or, for a helper "
-            "of the same run, call trainlab.launch_subprocess()."
-        )
+    refuse_second_run(run.experiment)
+    run.outer = _current
     _current = run
 
 
@@ -144,4 +178,15 @@ def end_run(run: CurrentRun) -> None:
     """
     global _current  # noqa: PLW0603  # as in begin_run
     if _current is run:
-        _current = None
+        _current = run.outer
+
+
+def _run_of_environment() -> CurrentRun | None:
+    global _sent  # noqa: PLW0603  # what was read is kept
+    text = os.environ.get(VARIABLE)
+    if not text:
+        return None
+    if _sent is None or _sent[0] != text:
+        fields = sent(text)
+        _sent = (text, CurrentRun(**fields, seeds=Seeds(fields["random_seed"])))
+    return _sent[1]

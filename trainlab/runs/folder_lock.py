@@ -1,10 +1,12 @@
 """The lock of a folder, which one process holds; and the error of a folder that cannot be used."""
 
+import contextlib
 import errno
 import fcntl
 import json
 import os
 import socket
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from trainlab.errors import RunFolderError
 from trainlab.runs.remote_folder import LOCK
 
 __all__ = ["FolderLock", "lock_or_holder", "now", "take_lock", "unusable"]
+
+# Whoever only looks whether a folder is held has its lock for an instant, see trainlab.runs.listing.is_held.
+_TRIES, _PAUSE_SECONDS = 4, 0.05
 
 
 class FolderLock:
@@ -103,7 +108,7 @@ def lock_or_holder(path: Path) -> FolderLock | str:
         raise unusable(path / LOCK, "opened", error) from error
     # flock and not lockf: a record lock is lost as soon as anything in this process has read the file.
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
         os.ftruncate(descriptor, 0)
         os.write(descriptor, json.dumps(_holder()).encode())
     except OSError as error:
@@ -113,6 +118,15 @@ def lock_or_holder(path: Path) -> FolderLock | str:
             raise unusable(path / LOCK, "locked", error) from error
         return holder
     return FolderLock(resolved, descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    for _ in range(_TRIES):
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(_PAUSE_SECONDS)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def unusable(path: Path, done: str, error: OSError) -> RunFolderError:

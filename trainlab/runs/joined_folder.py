@@ -9,7 +9,7 @@ from trainlab.errors import RunFolderError
 from trainlab.runs.folder_lock import FolderLock
 from trainlab.runs.run_folder import RunFolder
 
-__all__ = ["JoinedFolder"]
+__all__ = ["ChiefsLock", "JoinedFolder"]
 
 
 class JoinedFolder(RunFolder):
@@ -30,7 +30,7 @@ class JoinedFolder(RunFolder):
                 f"Rank {rank} on {socket.gethostname()} does not see the run's folder. Received: {path}, made by rank "
                 "0. Several hosts need a folder that all of them share, or a URL as run_dir (s3://bucket/runs/a)."
             )
-        super().__init__(path, told["name"], _ChiefsLock())
+        super().__init__(path, told["name"], ChiefsLock())
         self.url, self.place, self.checkpoints_place = told["url"], told["place"], told["checkpoints_place"]
         self.continues, self.resumes = told["continues"], told["resumes"]
         self.log_file = path / f"log.rank-{rank}.txt"
@@ -69,11 +69,12 @@ class JoinedFolder(RunFolder):
         super().attach_log(logger_name)
 
 
-class _ChiefsLock(FolderLock):
-    """In place of the lock, which the chief has."""
+class ChiefsLock(FolderLock):
+    """In place of the lock, which the chief has, or the owner of a folder that is lent."""
 
     def __init__(self) -> None:
         self.is_held = True
 
     def release(self) -> None:
+        """Note that the folder is not used any more."""
         self.is_held = False

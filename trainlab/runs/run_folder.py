@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,8 +13,10 @@ from types import MappingProxyType, TracebackType
 from typing import Any
 
 from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError, StorageError
+from trainlab.runs.ending import STATUSES
 from trainlab.runs.folder_lock import FolderLock, take_lock, unusable
 from trainlab.runs.launch_folder import begun_before, folder_to_continue, new_folder
+from trainlab.runs.masking import Masking
 from trainlab.runs.remote_folder import (
     LOCK,
     RECORD,
@@ -22,13 +25,13 @@ from trainlab.runs.remote_folder import (
     warn_of_another_writer,
 )
 from trainlab.runs.run_record import describe_start, ended, read_record, replace_text
+from trainlab.runs.users_log import UsersLog
 from trainlab.runs.yaml_text import to_yaml
 
 __all__ = ["RunFolder"]
 
 logger = logging.getLogger("trainlab.runs")
 
-_STATUSES = ("running", "finished", "failed", "interrupted")
 _YAML_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s"#][^:]*?)\s*:(?:\s|$)')
 
 # The runs' handlers of each logger; the last one writes.
@@ -56,9 +59,17 @@ class RunFolder:
         log_file: ``log.txt``.
         params_file: ``params.yaml``.
         record_file: ``run.json``.
+        masking: What keeps known secrets out of ``params.yaml``, ``run.json`` and ``log.txt``.
     """
 
-    def __init__(self, path: Path, name: str, lock: FolderLock, remote: RemoteFolder | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        name: str,
+        lock: FolderLock,
+        remote: RemoteFolder | None = None,
+        masking: Masking | None = None,
+    ) -> None:
         self.path = path
         self.url = None if remote is None else remote.url
         self.place: Path | str = path if self.url is None else self.url
@@ -72,9 +83,13 @@ class RunFolder:
         self.record_file = path / RECORD
         self.continues = self.record_file.exists()
         self.resumes = False
+        self.masking = Masking() if masking is None else masking
         self._lock = lock
         self._remote = remote
         self._attached: list[tuple[logging.Logger, logging.Handler]] = []
+        self._users_log: UsersLog | None = None
+        # A failure elsewhere is noted by a thread of its own.
+        self._writing = threading.Lock()
         shown = self._shown(self.record_file)
         self._record: dict[str, Any] = read_record(self.record_file, shown) if self.continues else {}
         self._record_before = MappingProxyType(copy.deepcopy(self._record))
@@ -90,11 +105,12 @@ class RunFolder:
         launch_id: str | None = None,
         attempt: int = 0,
         is_launchers: bool = False,
+        masking: Masking | None = None,
     ) -> "RunFolder":
         """Take a run's folder, which is made if need be, lock it, and note the start in ``run.json``.
 
         Args:
-            name: The run's name.
+            name: The run's name; with ``/``, as "group/train", for nested folders.
             run_dir: Exactly this folder, or any URL that fsspec knows (``s3://bucket/runs/a``); if it holds a run,
                 this goes on with it. Default: a new folder ``<root>/<name>/<date>_<time>_<six letters or digits>``.
             root: Where new folders are made; default ``runs`` in the current folder.
@@ -104,6 +120,7 @@ class RunFolder:
                 that name that the launch began by the same command and has not gone on with yet. Default 0.
             is_launchers: Whether ``run_dir`` is of the launcher's choice, which keeps files of its own there, and not
                 the user's. Default False.
+            masking: What keeps known secrets out of what is written. Default: none are known.
 
         Returns:
             The folder, locked; at a URL only against other processes of this machine.
@@ -127,7 +144,7 @@ class RunFolder:
         try:
             if remote is not None:
                 remote.fetch()
-            folder = cls(path, name, lock, remote)
+            folder = cls(path, name, lock, remote, masking)
             if launch_id is not None:
                 folder.resumes = begun_before(folder.record, launch_id, attempt)
             folder._note_start(launch_id, attempt)
@@ -182,6 +199,8 @@ class RunFolder:
         try:
             while self._attached:
                 _detach(*self._attached.pop())
+            if self._users_log is not None:
+                self._users_log.close()
             if self._lock.is_held:
                 self.push()
         except OSError as error:
@@ -217,7 +236,7 @@ class RunFolder:
             RunFolderError: The file cannot be written, or that of a continued run cannot be read.
         """
         self._require_open("write_params")
-        text = to_yaml(params)
+        text = to_yaml(self.masking.data(params))
         if not self.continues or not self.params_file.exists():
             replace_text(self.params_file, text)
             return
@@ -236,7 +255,7 @@ class RunFolder:
         Args:
             **fields: What a JSON file can hold; other objects are written as their ``str``. A mapping is
                 merged into the mapping of that name. ``status`` is one of running, finished, failed, interrupted,
-                and may come with ``error``, a text.
+                preempted, and may come with ``error``, a text.
 
         Raises:
             InvalidStateError: The folder is closed.
@@ -245,16 +264,31 @@ class RunFolder:
         """
         self._require_open("write_record")
         status = fields.get("status")
-        if status is not None:
-            if status not in _STATUSES:
-                raise InvalidValueError(f"A run's status is one of {', '.join(_STATUSES)}. Received: {status!r}.")
-            self._record["starts"][-1].update({"status": status} if status == "running" else ended(status))
-        for field, value in fields.items():
-            before = self._record.get(field)
-            if isinstance(before, dict) and isinstance(value, Mapping):
-                value = {**before, **value}
-            self._record[field] = value
-        replace_text(self.record_file, json.dumps(self._record, indent=2, default=str) + "\n")
+        if status is not None and status not in STATUSES:
+            raise InvalidValueError(f"A run's status is one of {', '.join(STATUSES)}. Received: {status!r}.")
+        with self._writing:
+            if status is not None:
+                self._record["starts"][-1].update({"status": status} if status == "running" else ended(status))
+            if fields.get("git") is not None:  # of the code that runs, which need not be the script's
+                self._record["starts"][-1]["git"] = {key: fields["git"].get(key) for key in ("commit", "dirty")}
+            for field, value in fields.items():
+                before = self._record.get(field)
+                if isinstance(before, dict) and isinstance(value, Mapping):
+                    value = {**before, **value}
+                self._record[field] = self.masking.data(value)
+            replace_text(self.record_file, json.dumps(self._record, indent=2, default=str) + "\n")
+
+    def note_failure(self, told: str) -> None:
+        """Write down at once that the run has failed: this process may not come to its end in order.
+
+        Args:
+            told: What went wrong.
+
+        Raises:
+            InvalidStateError: The folder is closed.
+            RunFolderError: The file cannot be written.
+        """
+        self.write_record(status="failed", error=told)
 
     def attach_log(self, logger_name: str = "trainlab") -> None:
         """Write what is logged, from INFO on, to ``log.txt`` too, until ``close``.
@@ -273,14 +307,29 @@ class RunFolder:
         source = logging.getLogger(logger_name)
         if any(attached is source for attached, _ in self._attached):
             return
+        handler = self._log_handler()
+        _attach(source, handler)
+        self._attached.append((source, handler))
+
+    def attach_users_log(self) -> None:
+        """Write what the program's own loggers have to say, from INFO on, to ``log.txt`` too, until ``close``.
+
+        Raises:
+            InvalidStateError: The folder is closed.
+            RunFolderError: The file cannot be written.
+        """
+        self._require_open("attach_users_log")
+        if self._users_log is None:
+            self._users_log = UsersLog(self._log_handler())
+
+    def _log_handler(self) -> logging.Handler:
         try:
             handler = logging.FileHandler(self.log_file, encoding="utf-8")
         except OSError as error:
             raise unusable(self.log_file, "opened", error) from error
         handler.setLevel(logging.INFO)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        _attach(source, handler)
-        self._attached.append((source, handler))
+        handler.setFormatter(_Formatter(self.masking))
+        return handler
 
     def _require_open(self, call: str) -> None:
         if not self._lock.is_held:
@@ -311,14 +360,26 @@ class RunFolder:
             starts[-1]["status"] = "crashed"
         start = describe_start()
         launch = {} if launch_id is None else {"launch_id": launch_id, "attempt": attempt}
-        starts.append({key: start[key] for key in ("started", "command", "pid", "host", "git")} | launch)
+        noted = {key: start[key] for key in ("started", "command", "pid", "host", "git")} | launch
+        starts.append(self.masking.data(noted))
         self.write_record(name=self.name, **start, status="running", error=None)
 
 
+class _Formatter(logging.Formatter):
+    """The form of a log's lines, without the run's secrets: in messages, and in tracebacks."""
+
+    def __init__(self, masking: Masking) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._masking = masking
+
+    def format(self, record: logging.LogRecord) -> str:
+        return self._masking.text(super().format(record))
+
+
 def _checked_name(name: str) -> str:
-    if not name or name in (".", "..") or "/" in name or "\0" in name:
+    if any(part in ("", ".", "..") for part in name.split("/")) or "\0" in name:
         raise InvalidValueError(
-            f"A run's name names a folder: it is not empty and has no '/'. Received: {name!r}. "
+            f"A run's name names a folder, or nested ones as in 'group/train'. Received: {name!r}. "
             "Pass another name, or the whole path as run_dir."
         )
     return name

@@ -14,7 +14,15 @@ from trainlab.errors import RunFolderError
 from trainlab.runs.folder_lock import now, unusable
 from trainlab.runs.yaml_text import mask_command
 
-__all__ = ["describe_start", "ended", "read_record", "replace_text"]
+__all__ = [
+    "describe_start",
+    "ended",
+    "folder_of_program",
+    "git_output",
+    "module_of_program",
+    "read_record",
+    "replace_text",
+]
 
 _GIT_TIMEOUT_SECONDS = 5
 
@@ -85,29 +93,53 @@ def describe_start() -> dict[str, Any]:
         "command": mask_command(sys.argv),
         "executable": sys.executable,
         "script": os.path.relpath(script) if script is not None and has_script else None,
-        "git": _git_state(script.resolve().parent if script is not None and has_script else Path.cwd()),
+        "module": module_of_program(),
+        "cwd": os.getcwd(),
+        "git": _git_state(folder_of_program()),
         "versions": {"python": platform.python_version(), "platform": platform.platform()},
         "host": socket.gethostname(),
         "pid": os.getpid(),
     }
 
 
+def folder_of_program() -> Path:
+    """Return the folder of the program's file; for a prompt, or a notebook, the current one."""
+    file = getattr(sys.modules.get("__main__"), "__file__", None) or (sys.argv[0] if sys.argv else None)
+    return Path(file).resolve().parent if file and Path(file).is_file() else Path.cwd()
+
+
+def module_of_program() -> str | None:
+    """Return the module that ``python -m`` was given; None for a script."""
+    spec = getattr(sys.modules.get("__main__"), "__spec__", None)
+    return None if spec is None else str(spec.name).removesuffix(".__main__")
+
+
 def _git_state(folder: Path) -> dict[str, Any] | None:
     """The commit that the program's folder is at and whether tracked files differ from it; None outside of git."""
-    commit = _git_output(folder, "rev-parse", "HEAD")
+    commit = git_output(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    changes = _git_output(folder, "status", "--porcelain", "--untracked-files=no")
+    changes = git_output(folder, "status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
-def _git_output(folder: Path, *arguments: str) -> str | None:
+def git_output(folder: Path, *arguments: str) -> str | None:
+    """Ask git something.
+
+    Args:
+        folder: where.
+        *arguments: of the command.
+
+    Returns:
+        What it prints; None if it fails, or is not there.
+    """
     try:
         done = subprocess.run(
             ["git", *arguments],
             cwd=folder,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             timeout=_GIT_TIMEOUT_SECONDS,
             check=True,
             # Else `git status` may take the index's lock, and get in the way of its owner.

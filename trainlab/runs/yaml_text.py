@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-__all__ = ["mask_command", "to_yaml"]
+from trainlab.runs.masking import MASK
 
-MASK = "***"
+__all__ = ["mask_command", "masked", "to_yaml"]
+
 _ALWAYS_SECRET = {"credential", "credentials", "passphrase", "passwd", "password", "passwords", "secret", "secrets"}
 _SECRET_AT_THE_END = {"accesskey", "apikey", "authtoken", "key", "keys", "token", "tokens"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
@@ -18,6 +19,7 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 # Not printable in YAML, or a line break to it, although JSON lets it stand.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
+_PASSWORD_OF_URL = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
 _DEEPEST = 64
 
 
@@ -38,8 +40,34 @@ def to_yaml(values: Mapping[Any, Any]) -> str:
     return "\n".join(_mapping_lines(values, 0)) + "\n"
 
 
+def masked(values: Mapping[Any, Any]) -> dict[str, Any]:
+    """Give nested values as a JSON file can hold them, with secrets masked as ``to_yaml`` masks them.
+
+    Args:
+        values: nested mappings, lists and scalars; other objects become their ``str``.
+
+    Returns:
+        New dicts and lists.
+    """
+    return {str(key): _plain(_masked(key, value), 1) for key, value in values.items()}
+
+
+def _plain(value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value)
+    if isinstance(value, Mapping) and depth < _DEEPEST:
+        return {str(key): _plain(_masked(key, inner), depth + 1) for key, inner in value.items()}
+    if isinstance(value, list | tuple | set | frozenset) and depth < _DEEPEST:
+        return [_plain(inner, depth + 1) for inner in value]
+    return str(value)
+
+
 def mask_command(arguments: list[str]) -> list[str]:
-    """A command line with the values of options that look like secrets masked.
+    """A command line with the values of options that look like secrets masked, and the passwords of URLs.
 
     Args:
         arguments: As in ``sys.argv``; both ``--api-key=VALUE`` and ``--api-key VALUE`` are recognised.
@@ -57,7 +85,7 @@ def mask_command(arguments: list[str]) -> list[str]:
         else:
             shown.append(str(_masked(option, argument)))
             option = ""
-    return shown
+    return [_PASSWORD_OF_URL.sub(rf"\1:{MASK}@", str(argument)) for argument in shown]
 
 
 def _masked(key: Any, value: Any) -> Any:
