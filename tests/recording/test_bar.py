@@ -9,9 +9,9 @@ from tests.recording.screen import rows_of, run_on_terminal
 START = """
 import logging, os, sys, threading
 from tests.recording.reports import report
-from trainlab.recording import RichDisplay, make_display, rich_display, terminal
+from trainlab.recording import RichDisplay, live_row, make_display, terminal
 from trainlab.schedule import *
-rich_display._REFRESH_SECONDS = 0.01
+live_row._REFRESH_SECONDS = 0.01
 rows_drawn, drawn, draw = [0], threading.Condition(), terminal.Terminal.draw
 
 def counted(self, line):
@@ -226,7 +226,7 @@ def test_forked_workers_never_draw() -> None:
     code, received = run_on_terminal(
         START
         + textwrap.dedent("""
-        rich_display._REFRESH_SECONDS = 1000
+        live_row._REFRESH_SECONDS = 1000
         display.start(progress, plan, lambda: 10)
         with drawn:
             drawn.wait_for(lambda: rows_drawn[0] == 1, 30)
@@ -295,7 +295,7 @@ def test_close_waits_for_the_last_row() -> None:
 def test_many_threads_print_while_the_bar_starts_and_stops() -> None:
     """Starting and closing the bar while other threads print loses no line and never hangs."""
     rows = shown("""
-        rich_display._REFRESH_SECONDS = 0
+        live_row._REFRESH_SECONDS = 0
         sys.setswitchinterval(1e-6)
         def chatter(name):
             for index in range(200):
@@ -330,7 +330,7 @@ def test_a_bar_that_fails_does_not_end_the_run() -> None:
         def length():
             raise RuntimeError("no length")
         display.start(progress, plan, length)
-        display._running._thread.join(30)
+        display._running._live._thread.join(30)
         train(1)
         display.say("the run goes on")
         display.close()

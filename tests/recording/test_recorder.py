@@ -1,209 +1,315 @@
-import logging
+"""The Recorder of a loop of one's own: what it writes, and what is left after crashes."""
+
+import json
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.recording.reports import batches_in, report, steps_in
-from trainlab.recording import CsvBackend, JsonlBackend, Recorder, TensorBoardBackend
-
-
-def open_recorder(folder: Path) -> Recorder:
-    return Recorder(folder, [JsonlBackend(folder / "metrics.jsonl"), CsvBackend(folder / "metrics.csv")])
-
-
-def train(recorder: Recorder, first: int, last: int) -> None:
-    for batch in range(first, last + 1):
-        recorder.record(report(batch))
+from tests.distributed.ranks import run_ranks, start_ranks
+from trainlab import Counter, Recorder
+from trainlab.distributed import init_distributed
+from trainlab.errors import CheckpointMismatchError, InvalidStateError, InvalidTypeError, InvalidValueError
 
 
-def run_program(folder: Path, killed_at: int, length: int) -> int:
-    program = [sys.executable, "-m", "tests.recording.training_program", str(folder), str(killed_at), str(length)]
-    return subprocess.run(program, check=False, cwd=Path(__file__).parents[2], timeout=120).returncode
+def rows(folder: Path) -> list[str]:
+    """The lines of scalars.csv below its header."""
+    header, *lines = (folder / "scalars.csv").read_text().splitlines()
+    assert header == "step,tag,value"
+    return lines
 
 
-def test_each_step_is_there_once_after_processes_were_killed(tmp_path: Path) -> None:
-    """After two real kills, with torn writes, every series holds each step once: the user's own ones too."""
-    for killed_at in (8, 13):
-        assert run_program(tmp_path, killed_at, length=15) == -signal.SIGKILL
-        newest = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-        for path, torn in ((tmp_path / "metrics.jsonl", b'{"kind": "trai'), (newest, b"\x99\0\0\0\0\0\0\0torn")):
-            with path.open("ab") as file:
-                file.write(torn)
-    assert run_program(tmp_path, killed_at=0, length=15) == 0
-
-    steps = list(range(1, 16))
-    assert batches_in(tmp_path / "metrics.jsonl") == steps
-    for tag in ("train/loss", "optim/lr", "perf/batches_per_second", "mine"):
-        assert sorted(steps_in(tmp_path / "tensorboard", tag)) == steps
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    for tag in ("train/loss", "mine"):
-        assert sorted(event.step for event in board.Scalars(tag)) == steps
+def events(folder: Path) -> EventAccumulator:
+    found = EventAccumulator(str(folder / "events"), size_guidance={"images": 0, "tensors": 0})
+    found.Reload()
+    return found
 
 
-@given(
-    processes=st.lists(
-        st.tuples(
-            st.integers(0, 6),  # batches trained
-            st.sets(st.integers(1, 6)),  # after which of them a checkpoint was made
-            st.integers(0, 400),  # bytes of the end that never reached the disk
-            st.binary(max_size=20).map(lambda torn: torn.replace(b"\n", b"")),
-        ),
-        max_size=6,
-    )
+def opened(path: Path) -> "np.ndarray[Any, Any]":
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def record(recorder: Recorder, steps: int) -> None:
+    for _ in range(steps):
+        recorder.scalar("train/loss", recorder.count / 2)
+        recorder.step()
+
+
+def test_a_number_is_recorded_at_the_count_by_all_backends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CSV, JSON lines, TensorBoard and the console tell the same series; the count can be set."""
+    with Recorder(tmp_path, backends=["console", "csv", "jsonl", "tensorboard"]) as recorder:
+        recorder.scalar("train/loss", 0.5)
+        recorder.scalar("train/loss", 0.75)  # twice at one count
+        recorder.scalar("a,b", 2)
+        recorder.step()
+        recorder.count = 10
+        recorder.scalar("train/loss", torch.tensor([[0.25]], requires_grad=True))
+    assert rows(tmp_path) == ["0,train/loss,0.5", "0,train/loss,0.75", '0,"a,b",2.0', "10,train/loss,0.25"]
+    lines = [json.loads(line) for line in (tmp_path / "scalars.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["scalars"]) for line in lines] == [
+        (0, {"train/loss": 0.5}),
+        (0, {"train/loss": 0.75, "a,b": 2.0}),
+        (10, {"train/loss": 0.25}),
+    ]
+    series = events(tmp_path).Scalars("train/loss")
+    assert [(one.step, one.value) for one in series] == [(0, 0.5), (0, 0.75), (10, 0.25)]
+    assert capsys.readouterr().err.splitlines()[-1] == "step 10 · train/loss 0.25"
+
+
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        (3, 3.0),
+        (True, 1.0),
+        (float("inf"), float("inf")),
+        (np.float32(0.5), 0.5),
+        (np.array([[2]]), 2.0),
+        (torch.tensor(4), 4.0),
+        (torch.ones(1, 1, dtype=torch.bfloat16), 1.0),
+    ],
+    ids=str,
 )
-def test_any_crashes_and_resumes_leave_each_step_once(
-    processes: list[tuple[int, set[int], int, bytes]], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    """However often a run dies, wherever it goes on, with however torn an end: each step is there once, in order."""
-    folder = tmp_path_factory.mktemp("run")
-    path = folder / "metrics.jsonl"
-    batch, state, kept = 0, None, 0
-    for trained, checkpoints, lost, torn in processes:
-        recorder = open_recorder(folder)
-        recorder.restore(state)
-        live = batch
-        for index in range(1, trained + 1):
-            live += 1
-            recorder.record(report(live))
-            if index in checkpoints:
-                batch, state = live, recorder.state_dict()
-                kept = state["files"]["metrics.jsonl"]
-        recorder.close()
-        if path.exists():
-            content = path.read_bytes()
-            path.write_bytes(content[: max(len(content) - lost, kept)] + torn)
-    recorder = open_recorder(folder)
-    recorder.restore(state)
-    train(recorder, batch + 1, batch + 3)
-    recorder.close()
-    steps = list(range(1, batch + 4))
-    assert batches_in(path) == steps
-    rows = (folder / "metrics.csv").read_text().splitlines()
-    assert rows[0] == "step,tag,value"
-    assert [row.split(",")[0] for row in rows if "train/loss" in row] == [str(step) for step in steps]
+def test_a_scalar_is_whatever_holds_one_number(value: Any, number: float, tmp_path: Path) -> None:
+    """Python's, numpy's and torch's numbers, and tensors of one element of any shape, are recorded."""
+    with Recorder(tmp_path, tensorboard=False) as recorder:
+        recorder.scalar("x", value)
+    assert rows(tmp_path) == [f"0,x,{number}"]
 
 
-def test_what_is_cut_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is thrown away silently: the log names each file that was cut or removed, with sizes."""
-    caplog.set_level(logging.INFO, "trainlab.recording")
-    with_state = Recorder(tmp_path, [JsonlBackend(tmp_path / "metrics.jsonl")])
-    train(with_state, 1, 2)
-    state = with_state.state_dict()
-    train(with_state, 3, 4)
-    with_state.close()
-    table = CsvBackend(tmp_path / "metrics.csv")
-    table.write(report(3))
-    table.close()
-    open_recorder(tmp_path).restore(state)
-    assert f"Cut {tmp_path / 'metrics.jsonl'} from" in caplog.text
-    assert f"Removed {tmp_path / 'metrics.csv'}" in caplog.text
+@pytest.mark.parametrize("value", ["1", None, 1j, torch.ones(2), torch.ones(0), np.ones(3), [1.0], torch.tensor(1j)])
+def test_what_is_no_number_is_an_error_at_once(value: Any, tmp_path: Path) -> None:
+    """A mistake is told where it is made, with the tag, and not when the file is written."""
+    with pytest.raises((InvalidTypeError, InvalidValueError), match="'loss'"):
+        Recorder(tmp_path).scalar("loss", value)
 
 
-def test_a_run_from_the_beginning_starts_with_empty_series(tmp_path: Path) -> None:
-    """A run that died before its first checkpoint begins anew, and what the dead process wrote is not kept."""
-    dead = open_recorder(tmp_path)
-    train(dead, 1, 3)
-    dead.close()
-    anew = open_recorder(tmp_path)
-    anew.restore(None)
-    train(anew, 1, 2)
-    anew.close()
-    assert batches_in(tmp_path / "metrics.jsonl") == [1, 2]
+def test_a_tensor_that_changes_after_it_was_recorded_changes_nothing(tmp_path: Path) -> None:
+    """The value is the one at the call, though files are written later."""
+    value = torch.tensor(1.0)
+    with Recorder(tmp_path, tensorboard=False) as recorder:
+        recorder.scalar("x", value)
+        value.add_(1)
+    assert rows(tmp_path) == ["0,x,1.0"]
 
 
-def test_a_checkpoint_of_another_run_touches_nothing_in_a_new_folder(tmp_path: Path) -> None:
-    """A new run may go on from another folder's checkpoint; its series begin there."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    first = open_recorder(tmp_path / "a")
-    train(first, 1, 5)
-    state = first.state_dict()
+def test_images_and_figures_are_files_named_by_tag_and_count(tmp_path: Path) -> None:
+    """PIL, arrays and tensors become the same picture, in files and in TensorBoard."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib.figure import Figure
+
+    pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3) * 10
+    figure = Figure(figsize=(2, 1), dpi=50)
+    figure.add_subplot().plot([0, 1])
+    with Recorder(tmp_path) as recorder:
+        recorder.count = 7
+        recorder.image("a/array", pixels)
+        recorder.image("tensor", torch.from_numpy(pixels.transpose(2, 0, 1).astype(np.float32) / 255))
+        recorder.image("pil", Image.fromarray(pixels))
+        recorder.image("gray", torch.tensor([[True, False]]))
+        recorder.figure("curve", figure)
+    for name in ("a.array-7", "tensor-7", "pil-7"):
+        assert np.array_equal(opened(tmp_path / "images" / f"{name}.png"), pixels), name
+    assert opened(tmp_path / "images" / "gray-7.png").tolist() == [[255, 0]]
+    assert opened(tmp_path / "figures" / "curve-7.jpg").shape == (50, 100, 3)
+    assert sorted(events(tmp_path).Tags()["images"]) == ["a/array", "curve", "gray", "pil", "tensor"]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [torch.ones(5, 2, 2), np.ones((2, 2, 2)), np.ones(3), np.full((2, 2), 256), np.full((2, 2), -1), torch.ones(0, 2)],
+    ids=lambda image: str(tuple(image.shape)),
+)
+def test_what_has_not_the_shape_of_an_image_is_an_error(image: Any, tmp_path: Path) -> None:
+    """Other shapes and numbers out of range are told, and not bent into a picture."""
+    recorder = Recorder(tmp_path)
+    with pytest.raises(InvalidValueError, match="An image has"):
+        recorder.image("x", image)
+    with pytest.raises(InvalidValueError, match="matplotlib"):
+        recorder.figure("x", image)
+    with pytest.raises(InvalidTypeError):
+        recorder.image("x", [[1]])
+
+
+def test_parameters_are_recorded_without_secrets(tmp_path: Path) -> None:
+    """Neither the file nor TensorBoard has the value of a password or a token."""
+    with Recorder(tmp_path) as recorder:
+        recorder.params({"lr": 0.1, "db": {"password": "hunter2"}, "api_key": "abcdef"})
+    assert (tmp_path / "recorded_params.yaml").read_text() == 'lr: 0.1\ndb:\n  password: "***"\napi_key: "***"\n'
+    assert events(tmp_path).Tags()["tensors"] == ["params/text_summary"]
+    written = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert b"hunter2" not in written and b"abcdef" not in written
+
+
+def test_an_unknown_backend_is_an_error_that_lists_the_known() -> None:
+    """A misspelt backend does not record nothing."""
+    with pytest.raises(InvalidValueError, match="'wandb'.*Allowed: 'console', 'csv', 'jsonl', 'tensorboard'"):
+        Recorder("x", backends=["csv", "wandb"])
+
+
+def test_a_recorder_outside_of_a_run_needs_a_folder() -> None:
+    """Without a run there is no folder to guess."""
+    with pytest.raises(InvalidStateError, match="output_dir"):
+        Recorder()
+
+
+def test_two_recorders_in_one_folder_are_an_error(tmp_path: Path) -> None:
+    """Two would cut each other's files; one that was closed or forgotten is in nobody's way."""
+    first = Recorder(tmp_path)
+    first.scalar("x", 1)
+    second = Recorder(tmp_path)
+    with pytest.raises(InvalidStateError, match="Another Recorder"):
+        second.scalar("x", 2)
     first.close()
-    second = open_recorder(tmp_path / "b")
-    second.restore(state)
-    train(second, 6, 8)
-    second.close()
-    assert batches_in(tmp_path / "a/metrics.jsonl") == [1, 2, 3, 4, 5]
-    assert batches_in(tmp_path / "b/metrics.jsonl") == [6, 7, 8]
+    second.count = 1
+    second.scalar("x", 2)
+    del first, second
+    Recorder(tmp_path).count = 2
+    assert rows(tmp_path) == ["0,x,1.0", "1,x,2.0"]
 
 
-def test_a_run_begun_twice_from_another_runs_checkpoint_repeats_no_step(tmp_path: Path) -> None:
-    """A file of the same name in another run's folder is not taken for the one that the checkpoint means."""
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    first = open_recorder(tmp_path / "a")
-    train(first, 1, 5)
-    state = first.state_dict()
-    first.close()
-    for _ in range(2):
-        again = open_recorder(tmp_path / "b")
-        again.restore(state)
-        train(again, 6, 8)
-        again.close()
-    assert batches_in(tmp_path / "b/metrics.jsonl") == [6, 7, 8]
+def crash(folder: str) -> None:
+    """Record ten steps, with the state after the fourth in a file, and die."""
+    recorder = Recorder(folder)
+    recorder.image("early", np.zeros((2, 2)))
+    record(recorder, 4)
+    Path(folder, "state.json").write_text(json.dumps(recorder.state_dict()))
+    recorder.scalar("train/loss", 9)
+    recorder.image("late", np.zeros((2, 2)))
+    recorder.step()
+    recorder.image("late", np.zeros((2, 2)))
+    record(recorder, 5)
+    recorder.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_going_back_within_one_process_repeats_no_step(tmp_path: Path) -> None:
-    """A notebook that resumes from an earlier checkpoint with the same context has each step once as well."""
-    tensorboard = TensorBoardBackend(tmp_path / "tensorboard")
-    recorder = Recorder(tmp_path, [JsonlBackend(tmp_path / "metrics.jsonl"), tensorboard])
-    recorder.restore(None)
-    train(recorder, 1, 3)
-    state = recorder.state_dict()
-    train(recorder, 4, 6)
-    tensorboard.writer.add_scalar("mine", 1.0, 6)
-    recorder.restore(state)
-    train(recorder, 4, 5)
-    tensorboard.writer.add_scalar("mine", 1.0, 5)
+def crashed(folder: Path) -> dict[str, Any]:
+    with start_ranks(crash, 1, str(folder)) as ranks:
+        assert ranks.wait() == [-signal.SIGKILL]
+    assert len(rows(folder)) == 10
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    return state
+
+
+def test_a_run_that_goes_on_has_each_step_once(tmp_path: Path) -> None:
+    """What a killed process recorded after its checkpoint is gone from all files, and written by the next."""
+    state = crashed(tmp_path)
+    recorder = Recorder(tmp_path)
+    recorder.params({"lr": 1})  # before it is known where the run goes on
+    recorder.load_state_dict(state)
+    assert recorder.count == 4
+    record(recorder, 3)
     recorder.close()
-    assert batches_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 4, 5]
-    assert sorted(steps_in(tmp_path / "tensorboard", "train/loss")) == [1, 2, 3, 4, 5]
-    assert steps_in(tmp_path / "tensorboard", "mine") == [5]
+    assert rows(tmp_path) == [f"{step},train/loss,{step / 2}" for step in range(7)]
+    assert sorted(one.step for one in events(tmp_path).Scalars("train/loss")) == list(range(7))
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == ["early-0.png", "late-4.png"]
+    assert (tmp_path / "recorded_params.yaml").exists()
 
 
-def test_what_a_trial_writes_while_it_is_built_survives_the_restore(tmp_path: Path) -> None:
-    """A graph or text written through the writer before training is kept when the run then resumes."""
-    dead = Recorder(tmp_path, [TensorBoardBackend(tmp_path / "tensorboard")])
-    train(dead, 1, 2)
-    dead.close()
-    tensorboard = TensorBoardBackend(tmp_path / "tensorboard")
-    recorder = Recorder(tmp_path, [tensorboard])
-    tensorboard.writer.add_scalar("built", 1.0, 0)
-    recorder.restore(None)
-    train(recorder, 1, 1)
+def test_a_run_from_the_beginning_begins_its_files_anew(tmp_path: Path) -> None:
+    """The first step without a state tells that nothing is gone on with: the series of the dead process are gone."""
+    crashed(tmp_path)
+    recorder = Recorder(tmp_path)
+    recorder.image("mine", np.zeros((2, 2)))
+    record(recorder, 2)
     recorder.close()
-    assert steps_in(tmp_path / "tensorboard", "built") == [0]
-    assert steps_in(tmp_path / "tensorboard", "train/loss") == [1]
+    assert rows(tmp_path) == ["0,train/loss,0.0", "1,train/loss,0.5"]
+    assert sorted(one.step for one in events(tmp_path).Scalars("train/loss")) == [0, 1]
+    assert [path.name for path in (tmp_path / "images").iterdir()] == ["mine-0.png"]
 
 
-def test_lost_lines_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A file shorter than at the checkpoint, as after a power cut, is kept, and a warning says what is missing."""
-    recorder = Recorder(tmp_path, [JsonlBackend(tmp_path / "metrics.jsonl")])
-    train(recorder, 1, 4)
-    state = recorder.state_dict()
-    recorder.close()
-    content = (tmp_path / "metrics.jsonl").read_bytes()
-    (tmp_path / "metrics.jsonl").write_bytes(content[:-30])
-    again = Recorder(tmp_path, [JsonlBackend(tmp_path / "metrics.jsonl")])
-    again.restore(state)
-    train(again, 5, 5)
+def test_a_program_that_fails_before_it_loads_removes_nothing(tmp_path: Path) -> None:
+    """An error between making the recorder and loading the checkpoint does not cost the series."""
+    state = crashed(tmp_path)
+    with pytest.raises(KeyError), Recorder(tmp_path) as recorder:
+        recorder.params({"lr": 1})
+        assert recorder.state_dict() == {"count": 0, "series": None}
+        raise KeyError
+    assert len(rows(tmp_path)) == 10
+    again = Recorder(tmp_path)
+    again.load_state_dict(state)
     again.close()
-    assert f"had {len(content)} at the checkpoint" in caplog.text
-    assert batches_in(tmp_path / "metrics.jsonl") == [1, 2, 3, 5]
+    assert len(rows(tmp_path)) == 4
 
 
-def test_closing_twice_is_fine(tmp_path: Path) -> None:
-    """A recorder may be closed by the run and again at exit."""
-    recorder = open_recorder(tmp_path)
+def test_a_state_of_another_kind_is_an_error(tmp_path: Path) -> None:
+    """Neither a recorder nor a counter takes what it did not give; a bare count is the seeds' own form."""
+    recorder = Recorder(tmp_path)
+    for state in ({}, {"count": "3"}, {"count": 1, "more": 1}, 3):
+        with pytest.raises((CheckpointMismatchError, InvalidTypeError)):
+            recorder.load_state_dict(state)  # type: ignore[arg-type]
+    recorder.load_state_dict({"count": 3})
+    assert recorder.count == 3
+    counter = Counter()
+    counter.step()
+    counter.load_state_dict(counter.state_dict())
+    assert counter.state_dict() == {"count": 1} and repr(counter) == "Counter(1)"
+    with pytest.raises(CheckpointMismatchError):
+        counter.load_state_dict({"n": 1})
+
+
+def of_rank(folder: str) -> tuple[dict[str, Any], bool]:
+    """Record on each rank, from before the ranks know each other."""
+    recorder = Recorder(folder)
+    record(recorder, 1)
+    distributed = init_distributed()
+    record(recorder, 1)
+    recorder.image("x", np.zeros((2, 2)))
+    state = recorder.state_dict()
+    recorder.load_state_dict(distributed.broadcast(state))
+    record(recorder, 1)
     recorder.close()
-    train(recorder, 1, 1)
+    return state, distributed.is_chief
+
+
+def test_only_the_first_rank_records(tmp_path: Path) -> None:
+    """The others count along and write nothing, before and after the ranks have found each other."""
+    (first, is_chief), (second, _) = run_ranks(of_rank, 2, str(tmp_path))
+    assert is_chief and first["series"]["files"] and second == {"count": 2, "series": None}
+    assert rows(tmp_path) == [f"{step},train/loss,{step / 2}" for step in range(3)]
+
+
+def test_a_silenced_recorder_counts_and_writes_nothing(tmp_path: Path) -> None:
+    """After `silence()` no file grows, and the loop need not know."""
+    recorder = Recorder(tmp_path, tensorboard=False)
+    record(recorder, 1)
+    recorder.silence()
+    record(recorder, 3)
     recorder.close()
+    assert recorder.count == 4 and rows(tmp_path) == ["0,train/loss,0.0"]
+
+
+def test_what_was_recorded_is_there_though_nobody_closed(tmp_path: Path) -> None:
+    """A recorder that is forgotten, or is there at the end of the process, has written everything."""
+    run_ranks(never_closed, 1, str(tmp_path))
+    assert rows(tmp_path) == ["0,train/loss,0.0", "1,x,5.0"]
+
+
+def never_closed(folder: str) -> None:
+    recorder = Recorder(folder)
+    record(recorder, 1)
+    recorder.scalar("x", 5)
+
+
+def test_a_forked_child_does_not_write_into_its_parents_files(tmp_path: Path) -> None:
+    """Two processes would tear each other's lines: the child is told so, and the parent's lines are whole."""
+    recorder = Recorder(tmp_path, tensorboard=False)
+    record(recorder, 1)
+    child = os.fork()
+    if child == 0:
+        try:
+            recorder.scalar("x", 1)
+        except InvalidStateError:
+            os._exit(7)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     recorder.close()
-    assert batches_in(tmp_path / "metrics.jsonl") == [1]
+    assert rows(tmp_path) == ["0,train/loss,0.0"]

@@ -9,7 +9,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tests.recording.reports import events_in, report, steps_in
 from trainlab.errors import MissingDependencyError
-from trainlab.recording import Recorder, TensorBoardBackend, TorchWriter
+from trainlab.recording import Series, TensorBoardBackend, TorchWriter
 
 
 def test_the_tags_of_a_run(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_after_a_flush_everything_is_on_disk(tmp_path: Path) -> None:
         assert steps_in(tmp_path, "other") == list(range(500))
         assert steps_in(tmp_path, "both") == [7, 7]
         assert steps_in(tmp_path, "long/text_summary") == list(range(10))
-        assert len(Recorder(tmp_path, [backend]).state_dict()["files"]) == 4
+        assert len(Series(tmp_path, [backend]).state_dict()["files"]) == 4
     finally:
         backend.close()
 

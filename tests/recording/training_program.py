@@ -10,21 +10,21 @@ import sys
 from pathlib import Path
 
 from tests.recording.reports import report
-from trainlab.recording import JsonlBackend, Recorder, TensorBoardBackend
+from trainlab.recording import JsonlBackend, Series, TensorBoardBackend
 
 folder, killed_at, length = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 checkpoint = folder / "checkpoint.json"
 tensorboard = TensorBoardBackend(folder / "tensorboard")
-recorder = Recorder(folder, [JsonlBackend(folder / "metrics.jsonl"), tensorboard])
+series = Series(folder, [JsonlBackend(folder / "metrics.jsonl"), tensorboard])
 tensorboard.writer.add_text("built", "by a Trial", 0)
 saved = json.loads(checkpoint.read_text()) if checkpoint.exists() else None
-recorder.restore(saved and saved["recording"])
+series.restore(saved and saved["recording"])
 for batch in range(saved["batch"] + 1 if saved else 1, length + 1):
-    recorder.record(report(batch))
+    series.record(report(batch))
     tensorboard.writer.add_scalar("mine", batch, batch)
     if batch % 5 == 0:
-        checkpoint.write_text(json.dumps({"batch": batch, "recording": recorder.state_dict()}))
+        checkpoint.write_text(json.dumps({"batch": batch, "recording": series.state_dict()}))
     if batch == killed_at:
-        recorder.flush()
+        series.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-recorder.close()
+series.close()

@@ -1,11 +1,11 @@
 """What a person sees of a run: a bar on a terminal, one plain line per report elsewhere, or nothing."""
 
-import os
 import sys
 from collections.abc import Callable
 from typing import Protocol, TextIO
 
 from trainlab.recording.line import Course, describe
+from trainlab.recording.loop_bar import can_redraw
 from trainlab.recording.outlet import Outlet
 from trainlab.recording.record import Record
 from trainlab.recording.rich_display import RichDisplay
@@ -193,7 +193,6 @@ def make_display(enabled: bool, stream: TextIO | None = None) -> Display:
     if not enabled:
         return NoDisplay()
     target = sys.stderr if stream is None else stream
-    is_terminal = target is not None and not target.closed and target.isatty()
-    if is_terminal and os.environ.get("TERM") not in ("dumb", "unknown"):
+    if can_redraw(target):
         return RichDisplay(target)
     return LineDisplay(stream)

@@ -28,16 +28,20 @@ class JsonlBackend:
         Args:
             record: the record.
         """
-        content = {
-            "kind": record.kind,
-            "batch": record.batch,
-            "epoch": record.epoch,
-            "records": record.records,
-            "time": record.time,
-            "metrics": _plain(record.metrics),
-            "optim": _plain(record.optim),
-            "perf": _plain(record.perf),
-        }
+        content: dict[str, Any]
+        if record.kind == "recorded":
+            content = {"step": record.batch, "time": record.time, "scalars": _plain(record.metrics)}
+        else:
+            content = {
+                "kind": record.kind,
+                "batch": record.batch,
+                "epoch": record.epoch,
+                "records": record.records,
+                "time": record.time,
+                "metrics": _plain(record.metrics),
+                "optim": _plain(record.optim),
+                "perf": _plain(record.perf),
+            }
         self._lines.append(json.dumps(content, allow_nan=False, ensure_ascii=False))
         self._lines.flush()
 

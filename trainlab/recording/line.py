@@ -95,13 +95,14 @@ def number(value: object) -> str:
         return " ".join(str(value).split())
 
 
-def rate_text(rate: float) -> str:
+def rate_text(rate: float, unit: str = "batches") -> str:
     """Tell a speed.
 
     Args:
-        rate: batches a second.
+        rate: how many a second.
+        unit: of what. Default "batches".
 
     Returns:
         Such as ``1234 batches/s`` or ``0.25 batches/s``.
     """
-    return f"{rate:.0f} batches/s" if rate >= 10 else f"{rate:.2f} batches/s"
+    return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.2f} {unit}/s"

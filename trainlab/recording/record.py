@@ -10,20 +10,20 @@ __all__ = ["Record", "scalars"]
 
 @dataclass(frozen=True)
 class Record:
-    """One report of training metrics, or one validation.
+    """One report of training metrics, one validation, or what a ``Recorder`` was given at one count.
 
     Attributes:
-        kind: "training" or "validation".
-        batch: batches trained since the beginning of the run; the step of all its series.
+        kind: "training", "validation" or "recorded".
+        batch: batches trained since the beginning of the run, or the count; the step of all its series.
         epoch: finished epochs.
         records: records trained since the beginning of the run.
         time: when it was made, in Unix seconds.
-        metrics: the metrics by name; None for one that has no value.
+        metrics: the metrics by name, recorded ones by their tag; None for one that has no value.
         optim: learning rates, ``{"lr": 1e-3}`` or one for each optimizer or group, ``{"lr/0": 1e-3, ...}``.
         perf: speed, ``{"batches_per_second": ..., "records_per_second": ...}``.
     """
 
-    kind: Literal["training", "validation"]
+    kind: Literal["training", "validation", "recorded"]
     batch: int
     epoch: int
     records: int
@@ -40,13 +40,14 @@ def scalars(record: Record) -> Iterator[tuple[str, float]]:
         record: any record.
 
     Yields:
-        ``train/<name>`` or ``validation/<name>``, ``optim/<name>`` and ``perf/<name>``, each with its value.
+        ``train/<name>`` or ``validation/<name>``, ``optim/<name>`` and ``perf/<name>``, each with its value; what was
+        recorded under its own tag.
     """
-    group = "train" if record.kind == "training" else "validation"
-    for prefix, values in ((group, record.metrics), ("optim", record.optim), ("perf", record.perf)):
+    group = {"training": "train/", "validation": "validation/", "recorded": ""}[record.kind]
+    for prefix, values in ((group, record.metrics), ("optim/", record.optim), ("perf/", record.perf)):
         for name, value in values.items():
             if _is_one_number(value):
-                yield f"{prefix}/{name}", float(value)  # type: ignore[arg-type]
+                yield f"{prefix}{name}", float(value)  # type: ignore[arg-type]
 
 
 def _is_one_number(value: Any) -> bool:

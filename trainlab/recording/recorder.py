@@ -1,197 +1,281 @@
-"""Recorder: hands each record to all backends, and keeps their files at one with the checkpoint a run goes on from."""
+"""Recorder: numbers, images and figures of a training loop of one's own."""
 
-import contextlib
-import functools
-import logging
 import math
 import os
-import time
-from collections.abc import Callable, Mapping, Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from types import TracebackType
+from typing import Any
 
-from trainlab.errors import InvalidValueError
-from trainlab.recording.record import Record
+import numpy as np
+import torch
 
-__all__ = ["Backend", "Recorder"]
+from trainlab.distributed import is_master
+from trainlab.distributed.places import place_of_environment
+from trainlab.errors import CheckpointMismatchError, InvalidStateError, InvalidTypeError, InvalidValueError
+from trainlab.recording.counter import checked_count
+from trainlab.recording.output import BACKENDS, Output
+from trainlab.recording.pictures import figure_array, image_array
+from trainlab.runs.current import current_run
 
-logger = logging.getLogger("trainlab.recording")
-
-# Each write wakes the threads of backends, which then take turns with the training: not more often than this.
-_WRITE_SECONDS = 1.0
-# A file is known again by its first bytes: they hold the time of its first record.
-_BEGINNING = 128
-
-
-class Backend(Protocol):
-    """One form in which a run's series are written, to files that only grow."""
-
-    def write(self, record: Record) -> None:
-        """Write a record.
-
-        Args:
-            record: the record.
-        """
-
-    def flush(self) -> None:
-        """Hand all that was written to the operating system: a process killed afterwards loses none of it."""
-
-    def files(self) -> list[Path]:
-        """List the files that there are, of earlier processes too.
-
-        Returns:
-            Their paths, in the run's folder.
-        """
-
-    def close(self) -> None:
-        """Flush and close; a later ``write`` opens again."""
+__all__ = ["Recorder"]
 
 
 class Recorder:
-    """The series of a run, each step once after any number of crashes and resumes.
+    """Records numbers, images and figures, each at the present count; silent on all ranks but the first.
 
-    A checkpoint holds how long each file was (``state_dict``). A run that resumes from it cuts the files back to that
-    (``restore``), so what a dead process wrote after the checkpoint is written once, by the process that repeats it.
+    After any number of crashes and resumes each step is recorded once: ``load_state_dict`` cuts what a dead process
+    recorded after the state was saved, and a run that begins anew in the same folder (its first ``step`` comes without
+    a ``load_state_dict``) begins its files anew. What is recorded before either waits until one of them comes.
 
     Args:
-        folder: the run's folder; no other process writes there.
-        backends: where records go, in this order.
+        output_dir: The folder that is written to. Default None: that of the running experiment.
+        tensorboard: Whether to write TensorBoard's files, in ``events``. Default True.
+        file: Whether to write ``scalars.csv``, ``images/<tag>-<count>.png`` and ``figures/<tag>-<count>.jpg``.
+            Default True.
+        console: Whether to write a line for each step to ``sys.stderr``. Default False.
+        backends: In place of the three: names out of "console", "csv", "jsonl" (``scalars.jsonl``), "tensorboard".
+            Pictures are written to files with "csv" or "jsonl".
+
+    Raises:
+        InvalidStateError: There is no ``output_dir``, and no experiment is running in this process.
+        InvalidValueError: A backend is unknown.
+
+    Source: ``pystematic.Recorder``.
     """
 
-    def __init__(self, folder: Path, backends: Sequence[Backend]) -> None:
-        self._folder = Path(folder)
-        self._backends = list(backends)
-        self._pending: list[Record] = []
-        self._written_at = -math.inf
-        # Why records were lost since the last flush, which tells of it.
-        self._failed: OSError | None = None
-        # What a Trial writes while it is built is no repetition: the first restore leaves files made since alone.
-        self._earlier: set[Path] | None = set(self.files())
+    def __init__(
+        self,
+        output_dir: str | os.PathLike[str] | None = None,
+        tensorboard: bool = True,
+        file: bool = True,
+        console: bool = False,
+        *,
+        backends: Sequence[str] | None = None,
+    ) -> None:
+        if backends is None:
+            asked = {"tensorboard": tensorboard, "csv": file, "console": console}
+            backends = [name for name, is_wanted in asked.items() if is_wanted]
+        self._backends = _checked(backends)
+        self._folder = _folder(output_dir)
+        self._count = 0
+        self._is_silent = False
+        self._made: Output | None = None
+        self._pid = os.getpid()
 
-    def record(self, record: Record) -> None:
-        """Write a record to all backends, at once or, where records come fast, with the next ones.
-
-        Args:
-            record: the record.
-        """
-        self._pending.append(record)
-        if time.monotonic() - self._written_at >= _WRITE_SECONDS:
-            self._write_pending()
-
-    def flush(self) -> None:
-        """Hand all that was recorded to the operating system: a process killed afterwards loses none of it.
+    @property
+    def count(self) -> int:
+        """The count at which everything is recorded; it can be set. A loop that sets it goes on after earlier files.
 
         Raises:
-            OSError: a file could not be written; what it had not taken yet is lost, and the next record begins anew.
+            InvalidTypeError: What it is set to is no int.
         """
-        self._write_pending()
-        failed, self._failed = self._failed, None
-        for backend in self._backends:
-            failed = self._attempt(backend, backend.flush) or failed
-        if failed is not None:
-            raise failed
+        return self._count
 
-    def files(self) -> list[Path]:
-        """List the files of all backends that there are.
+    @count.setter
+    def count(self, count: int) -> None:
+        self._count = checked_count(count)
+        if count and (output := self._output()) is not None:
+            output.go_on()
 
-        Returns:
-            Their paths, in the run's folder.
+    def step(self) -> None:
+        """Count one more."""
+        self._count += 1
+        if (output := self._output()) is not None:
+            output.begin()
+            output.write_gathered()
+
+    def scalar(self, tag: str, value: Any) -> None:
+        """Record a number.
+
+        Args:
+            tag: Its name, such as ``train/loss``.
+            value: A number, or a tensor or an array of one element, on any device; it is not waited for here.
+
+        Raises:
+            InvalidTypeError: It is no number.
+            InvalidValueError: It has several elements.
         """
-        return [path for backend in self._backends for path in backend.files()]
+        number = _number(_checked_tag(tag), value)
+        if (output := self._output()) is not None:
+            output.scalar(self._count, tag, number)
+
+    def image(self, tag: str, image: Any) -> None:
+        """Record an image.
+
+        Args:
+            tag: Its name.
+            image: Of PIL; an array of shape (H, W) or (H, W, C); or a tensor of shape (H, W) or (C, H, W), with C of 1,
+                3 or 4. Floats count from 0 to 1, integers from 0 to 255.
+
+        Raises:
+            InvalidValueError: It is of another shape, or out of range.
+            InvalidTypeError: It is no image.
+        """
+        array = image_array(image) if self._output() is not None else None
+        self._picture("images", _checked_tag(tag), array)
+
+    def figure(self, tag: str, figure: Any) -> None:
+        """Record a figure of matplotlib's, which stays open.
+
+        Args:
+            tag: Its name.
+            figure: The figure.
+
+        Raises:
+            InvalidValueError: It is none.
+        """
+        array = figure_array(figure) if self._output() is not None else None
+        self._picture("figures", _checked_tag(tag), array)
+
+    def params(self, params: Mapping[str, Any]) -> None:
+        """Record parameters, in ``recorded_params.yaml`` and as a text in TensorBoard; secrets are masked.
+
+        Args:
+            params: By name.
+
+        Raises:
+            InvalidTypeError: It is no mapping.
+        """
+        if not isinstance(params, Mapping):
+            raise InvalidTypeError(f"params takes parameters by name. Received: {type(params).__qualname__}.")
+        if (output := self._output()) is not None:
+            output.params(self._count, params)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give the position of the recording, after a flush.
+        """Give the count, and how far the files were written.
 
         Returns:
-            ``files``: the size in bytes of each file, by its path relative to the run's folder; ``begins``: its first
-            bytes, in hexadecimal, by which it is known again.
+            ``count``, and ``series``: of each file its size; None where nothing is written.
         """
-        self.flush()
-        files = {path.relative_to(self._folder).as_posix(): path for path in self.files()}
-        sizes = {name: path.stat().st_size for name, path in files.items()}
-        return {
-            "files": sizes,
-            "begins": {name: _beginning(path, sizes[name]).hex() for name, path in files.items()},
-        }
+        output = self._output()
+        return {"count": self._count, "series": None if output is None else output.position()}
 
-    def restore(self, state: Mapping[str, Any] | None) -> None:
-        """Cut the files back to a checkpoint, before anything is recorded after it.
-
-        The first call leaves files alone that this process made itself. A file that the state does not name, or that
-        is another one than the state means (it comes from another run's checkpoint), holds only what will be
-        repeated, and is removed. All that is cut is logged.
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from where another recorder was; what was recorded in this folder after that is cut.
 
         Args:
-            state: what ``state_dict`` gave for the checkpoint that the run goes on from; None: the run begins anew.
+            state: What ``state_dict`` gave; ``{"count": n}`` alone cuts nothing.
 
         Raises:
-            InvalidValueError: a size is none.
+            CheckpointMismatchError: It is no such state.
         """
+        if not isinstance(state, Mapping) or not {"count"} <= set(state) <= {"count", "series"}:
+            raise CheckpointMismatchError(
+                f"The state of a Recorder has the entries 'count' and 'series'. Received: {state!r:.200}."
+            )
+        self._count = checked_count(state["count"])
+        position = state.get("series")
+        if (output := self._output()) is None:
+            return
+        if position is not None:
+            output.restore(position, self._count)
+        elif self._count:
+            output.go_on()
+
+    def silence(self) -> None:
+        """Record nothing any more."""
+        self._is_silent = True
         self.close()
-        sizes = {} if state is None else {name: _checked_size(size) for name, size in state["files"].items()}
-        begins = {} if state is None else state.get("begins", {})
-        for path in self.files():
-            if self._earlier is None or path in self._earlier:
-                name = path.relative_to(self._folder).as_posix()
-                _cut(path, sizes.get(name, 0), bytes.fromhex(begins.get(name, "")))
-        self._earlier = None
+
+    def flush(self) -> None:
+        """Hand everything that is recorded to the operating system: a process killed afterwards loses none of it."""
+        if self._made is not None:
+            self._made.flush()
 
     def close(self) -> None:
-        """Flush and close all backends; further calls do nothing.
+        """Write everything and close the files; what is recorded later opens them again."""
+        output, self._made = self._made, None
+        if output is not None:
+            output.close()
 
-        Raises:
-            OSError: a file could not be written to its end.
-        """
-        self._write_pending()
-        failed, self._failed = self._failed, None
-        for backend in self._backends:
-            failed = self._attempt(backend, backend.close) or failed
-        if failed is not None:
-            raise failed
+    def __enter__(self) -> "Recorder":
+        return self
 
-    def _write_pending(self) -> None:
-        pending, self._pending = self._pending, []
-        for record in pending:
-            for backend in self._backends:
-                self._failed = self._attempt(backend, functools.partial(backend.write, record)) or self._failed
-        self._written_at = time.monotonic()
+    def __exit__(
+        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
-    def _attempt(self, backend: Backend, action: Callable[[], None]) -> OSError | None:
-        """Let a backend do something. A full disk must not end the training: the next checkpoint will tell of it."""
-        try:
-            action()
-        except OSError as error:
-            logger.error(
-                "What is recorded cannot be written by %s: %s. What it had not written yet is lost.",
-                type(backend).__name__,
-                error,
+    def _picture(self, kind: str, tag: str, array: Any) -> None:
+        if array is not None and (output := self._output()) is not None:
+            output.picture(kind, self._count, tag, array)
+
+    def _output(self) -> Output | None:
+        """What is written to; None where this recorder is silent."""
+        if self._is_silent or not is_master():
+            return None
+        if self._made is None and not _is_first():
+            return None
+        if os.getpid() != self._pid:
+            raise InvalidStateError(
+                "A Recorder records in the process that made it, for two would write over each other. Received: a call "
+                "in a child process. Return what is to be recorded to the parent."
             )
-            with contextlib.suppress(OSError):
-                backend.close()
-            return error
-        return None
+        if self._made is None:
+            self._made = output = Output(self._folder, self._backends)
+            weakref.finalize(self, output.close)
+            run = current_run()
+            if run is not None:
+                run.at_end.callback(output.close)
+        return self._made
 
 
-def _checked_size(size: Any) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or size < 0:
-        raise InvalidValueError(f"The size of a recorded file is an int of at least 0. Received: {size!r}.")
-    return size
-
-
-def _beginning(path: Path, size: int) -> bytes:
-    with path.open("rb") as file:
-        return file.read(min(size, _BEGINNING))
-
-
-def _cut(path: Path, size: int, begins: bytes) -> None:
-    found = path.stat().st_size
-    if size == 0 or not begins.startswith(_beginning(path, min(found, len(begins)))):
-        logger.info("Removed %s (%d bytes): nothing of it was recorded before the checkpoint.", path, found)
-        path.unlink()
-    elif found > size:
-        os.truncate(path, size)
-        logger.info("Cut %s from %d to %d bytes: the rest was recorded after the checkpoint.", path, found, size)
-    elif found < size:
-        logger.warning(
-            "%s has %d bytes and had %d at the checkpoint: what was recorded in between is lost.", path, found, size
+def _checked(names: Sequence[str]) -> list[str]:
+    given = [names] if isinstance(names, str) else list(names)
+    unknown = [name for name in given if name not in BACKENDS]
+    if unknown:
+        raise InvalidValueError(
+            f"There is no such backend of a Recorder. Received: {', '.join(map(repr, unknown))}. "
+            f"Allowed: {', '.join(map(repr, BACKENDS))}."
         )
+    return given
+
+
+def _folder(output_dir: str | os.PathLike[str] | None) -> Path:
+    if output_dir is not None:
+        return Path(output_dir).expanduser().absolute()
+    run = current_run()
+    if run is None:
+        raise InvalidStateError(
+            "A Recorder writes to the folder of the running experiment, and none is running. Pass output_dir, or make "
+            "it in the main function of an experiment."
+        )
+    if run.pid != os.getpid() and not run.is_subprocess:
+        raise InvalidStateError(
+            f"The run in {run.output_dir} is that of this process's parent, whose Recorder writes there. Pass an "
+            "output_dir of its own."
+        )
+    return run.output_dir
+
+
+def _is_first() -> bool:
+    """Whether this process is the one that records, as far as its start tells: the ranks may not have met yet."""
+    run = current_run()
+    if run is not None and run.is_subprocess:
+        return False
+    place = place_of_environment()
+    return place is None or place.rank == 0
+
+
+def _checked_tag(tag: Any) -> str:
+    if not isinstance(tag, str) or not tag or "\0" in tag:
+        raise InvalidTypeError(f"A tag is a text. Received: {tag!r}.")
+    return tag
+
+
+def _number(tag: str, value: Any) -> Any:
+    """A float, or a tensor of no dimension on an accelerator, which is read once it is written."""
+    if isinstance(value, torch.Tensor | np.ndarray | np.generic):
+        if math.prod(value.shape) != 1:
+            raise InvalidValueError(
+                f"A scalar is one number. Received: shape {tuple(value.shape)} for {tag!r}. Reduce it, as with mean()."
+            )
+        if isinstance(value, torch.Tensor) and not value.is_complex():
+            value = value.detach().reshape(())
+            return float(value) if value.device.type == "cpu" else value.clone()
+        value = value.item()
+    if isinstance(value, int | float):
+        return float(value)
+    raise InvalidTypeError(f"A scalar is a real number. Received: {value!r:.100} for {tag!r}.")

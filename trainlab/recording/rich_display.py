@@ -1,14 +1,12 @@
 """RichDisplay: the progress bar, drawn by a thread of its own that reads the run's counters."""
 
-import logging
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
 from typing import TYPE_CHECKING, TextIO
 
-from trainlab.recording.line import SEPARATOR, Course, describe, rate_text, values
+from trainlab.recording.line import SEPARATOR, Course, describe, values
+from trainlab.recording.live_row import LiveRow, Pace
 from trainlab.recording.outlet import Outlet
 from trainlab.recording.record import Record
 from trainlab.recording.terminal import Terminal
@@ -18,11 +16,6 @@ if TYPE_CHECKING:
     from trainlab.recording.bar import Bar
 
 __all__ = ["RichDisplay"]
-
-logger = logging.getLogger("trainlab.recording")
-
-_REFRESH_SECONDS = 0.5
-_PACE_SECONDS = 30.0
 
 
 class RichDisplay:
@@ -113,7 +106,7 @@ class RichDisplay:
 
 
 class _Running:
-    """The bar's thread from start to close, and what it shows."""
+    """What the bar shows, from start to close."""
 
     def __init__(self, course: Course, bar: "Bar", terminal: Terminal, messages: deque[str]) -> None:
         self.last_metrics: list[str] = []
@@ -121,42 +114,19 @@ class _Running:
         self.validated = 0
         self._course = course
         self._bar = bar
-        self._terminal = terminal
-        self._messages = messages
-        self._pace = _Pace()
-        self._broken = False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="trainlab-progress", daemon=True)
-        self._thread.start()
+        self._pace = Pace()
+        self._live = LiveRow(terminal, self._row, messages)
 
     def begin_validation(self, total: int | None) -> None:
         self.validated = 0
         self.validation = (self._course.progress.batches_trained, total)
 
     def end(self) -> None:
-        self._stop.set()
         try:
-            self._thread.join()
+            self._live.stop()
             self.validation = None
-            self._refresh()
         finally:
-            self._terminal.close()
-
-    def _run(self) -> None:
-        while not self._broken:
-            self._refresh()
-            if self._stop.wait(_REFRESH_SECONDS):
-                return
-
-    def _refresh(self) -> None:
-        try:
-            while self._messages:
-                self._terminal.print(self._messages.popleft())
-            if not self._broken:
-                self._terminal.draw(self._row())
-        except Exception:  # the run is worth more than its bar
-            self._broken = True
-            logger.exception("The progress bar stops, the run goes on.")
+            self._live.close()
 
     def _row(self) -> str:
         progress, validation = self._course.progress, self.validation
@@ -170,40 +140,3 @@ class _Running:
         self._pace.update(time.monotonic(), progress.batches_trained, fraction)
         details = SEPARATOR.join([self._course.batch_text(), *self._pace.texts(), *self.last_metrics])
         return self._bar.render(f"epoch {self._course.epoch}", fraction, details)
-
-
-class _Pace:
-    """How fast the run goes, from its counters."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque()
-        self._rate = 0.0
-        self._first: tuple[float, float] | None = None
-        self._left: float | None = None
-
-    def pause(self) -> None:
-        """Leave the time until the next update out of the rate."""
-        self._seen.clear()
-
-    def update(self, now: float, batches: int, fraction: float | None) -> None:
-        """Take note of the counters; slow batches are measured over the last two, fast ones over half a minute."""
-        seen = self._seen
-        if not seen or seen[-1][1] != batches:
-            seen.append((now, batches))
-            while len(seen) > 2 and seen[0][0] < now - _PACE_SECONDS:
-                seen.popleft()
-        if len(seen) > 1:
-            self._rate = (seen[-1][1] - seen[0][1]) / max(seen[-1][0] - seen[0][0], 1e-9)
-        if fraction is None:
-            self._left = None
-        elif self._first is None:
-            self._first = (now, fraction)
-        elif fraction > self._first[1]:
-            self._left = (1 - fraction) * (now - self._first[0]) / (fraction - self._first[1])
-
-    def texts(self) -> list[str]:
-        """Tell rate and time left, as far as they are known."""
-        texts = [rate_text(self._rate)] if self._rate else []
-        if self._left is not None:
-            texts.append(f"ETA {timedelta(seconds=round(self._left))}")
-        return texts
