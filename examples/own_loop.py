@@ -1,4 +1,4 @@
-"""A training loop of your own with trainlab's checkpoints: kill it whenever you like, it goes on to the same bits.
+"""A training loop of your own with trainlab's parts: kill it whenever you like, it goes on to the same bits.
 
 python examples/own_loop.py                   a new run, in a folder under runs/
 python examples/own_loop.py --run-dir FOLDER  goes on with the checkpoints in FOLDER (a path or a URL), or begins there
@@ -11,6 +11,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 import trainlab
 from trainlab.checkpoint import (
@@ -23,7 +24,6 @@ from trainlab.checkpoint import (
 from trainlab.storage import open_store
 
 SEED = 0
-BATCH_SIZE = 50
 PERIOD = 20  # steps between two checkpoints
 KEPT = 2  # checkpoints
 
@@ -31,42 +31,38 @@ KEPT = 2  # checkpoints
 def load_data():
     digits = load_digits()
     images, labels = torch.tensor(digits.data, dtype=torch.float32) / 16, torch.tensor(digits.target)
-    return images[:1500], labels[:1500], images[1500:], labels[1500:]
+    return TensorDataset(images[:1500], labels[:1500]), images[1500:], labels[1500:]
 
 
-def order_of(epoch, records):
-    """The order of an epoch, drawn from the seed and the epoch alone: so it needs no place in a checkpoint."""
-    return torch.randperm(records, generator=torch.Generator().manual_seed(SEED * 100_000 + epoch))
+def build(training_set):
+    """All that training changes: it is saved and restored together."""
+    torch.manual_seed(SEED)
+    ctx = trainlab.ContextObject()
+    ctx.model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10))
+    ctx.optimizer = torch.optim.AdamW(ctx.model.parameters(), lr=3e-3)
+    ctx.scheduler = torch.optim.lr_scheduler.StepLR(ctx.optimizer, step_size=200, gamma=0.5)
+    ctx.loader = trainlab.BetterDataLoader(training_set, shuffle=True, random_seed=SEED, batch_size=50)
+    ctx.steps = trainlab.Counter()
+    ctx.rng = torch.default_generator  # dropout draws from it
+    return ctx
 
 
-def save(store, step, model, optimizer, scheduler):
+def save(store, ctx):
     """Write a checkpoint, and remove those that are no longer needed once it is durable."""
-    state = {
-        "step": step,
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "rng": torch.get_rng_state(),  # dropout draws from it
-    }
-    name = checkpoint_name(step, store.folders())  # another one where a damaged checkpoint of this step still lies
-    trainlab.save_checkpoint(state, store.location(name), weights=model)
-    print(f"saved {step}", flush=True)
+    name = checkpoint_name(ctx.steps.count, store.folders())  # another one where a damaged one of this step still lies
+    trainlab.save_checkpoint(ctx, store.location(name), weights=ctx.model)
+    print(f"saved {ctx.steps.count}", flush=True)
     for name in list_checkpoints(store)[:-KEPT]:
         remove_checkpoint(store, name)
 
 
-def load(store, model, optimizer, scheduler):
-    """Go on from the newest checkpoint that is whole; return the number of steps that it holds."""
+def load(store, ctx):
+    """Go on from the newest checkpoint that is whole, if there is one."""
     remove_rubbish(store)  # what a process left that was killed while it wrote
     newest = latest_checkpoint(store)
-    if newest is None:
-        return 0
-    trainlab.load_weights(model, newest)
-    state = trainlab.load_checkpoint(newest)
-    optimizer.load_state_dict(state["optimizer"])
-    scheduler.load_state_dict(state["scheduler"])
-    torch.set_rng_state(state["rng"])
-    print(f"going on from {newest}", flush=True)
-    return state["step"]
+    if newest is not None:
+        ctx.load_state_dict(trainlab.load_checkpoint(newest))
+        print(f"going on from {newest}", flush=True)
 
 
 def main():
@@ -77,30 +73,24 @@ def main():
     args = parser.parse_args()
 
     store = open_store(args.run_dir or f"runs/own_loop/{datetime.now():%Y-%m-%d_%H-%M-%S-%f}")
-    torch.manual_seed(SEED)
-    images, labels, test_images, test_labels = load_data()
-    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Dropout(0.2), nn.Linear(128, 10))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, step_size=200, gamma=0.5)
+    training_set, test_images, test_labels = load_data()
+    ctx = build(training_set)
+    load(store, ctx)
+    steps = args.epochs * len(ctx.loader)
+    while ctx.steps.count < steps:
+        for images, labels in ctx.loader:  # after a resume: the rest of the epoch
+            loss = F.cross_entropy(ctx.model(images), labels)
+            loss.backward()
+            ctx.optimizer.step()
+            ctx.optimizer.zero_grad()
+            ctx.scheduler.step()
+            ctx.steps.step()
+            if ctx.steps.count % PERIOD == 0 or ctx.steps.count == steps:
+                save(store, ctx)
 
-    steps_per_epoch = len(images) // BATCH_SIZE
-    done = load(store, model, optimizer, scheduler)
-    for step in range(done, args.epochs * steps_per_epoch):
-        epoch, batch = divmod(step, steps_per_epoch)
-        if batch == 0 or step == done:
-            order = order_of(epoch, len(images))
-        chosen = order[batch * BATCH_SIZE :][:BATCH_SIZE]
-        loss = F.cross_entropy(model(images[chosen]), labels[chosen])
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        scheduler.step()
-        if (step + 1) % PERIOD == 0 or step + 1 == args.epochs * steps_per_epoch:
-            save(store, step + 1, model, optimizer, scheduler)
-
-    model.eval()
+    ctx.model.eval()
     with torch.no_grad():
-        accuracy = (model(test_images).argmax(1) == test_labels).float().mean()
+        accuracy = (ctx.model(test_images).argmax(1) == test_labels).float().mean()
     print(f"Test accuracy: {accuracy:.1%}, checkpoints in {store.url}")
 
 

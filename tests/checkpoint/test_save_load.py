@@ -123,10 +123,17 @@ def test_nothing_is_overwritten(place: str, tmp_path: Path) -> None:
     assert list((tmp_path / "folder").iterdir()) == []
 
 
+def test_an_object_with_a_state_may_be_the_whole_of_it(tmp_path: Path) -> None:
+    """A model, an optimizer or a context is saved by its state dict, without asking for that."""
+    model = torch.nn.Linear(2, 1)
+    saved = trainlab.load_checkpoint(trainlab.save_checkpoint(model, tmp_path / "model"))
+    assert same(saved, model.state_dict())
+
+
 @pytest.mark.parametrize(
     ("state", "where"),
     [
-        (torch.nn.Linear(1, 1), "the top: a Linear"),
+        ([torch.nn.Linear(1, 1)], r"\[0\]: a Linear"),
         ({"model": torch.nn.Linear(1, 1)}, "model: a Linear"),
         ({"all": [1, {"sgd": torch.optim.SGD([torch.ones(1)])}]}, r"all\[1\]/sgd: a SGD"),
     ],

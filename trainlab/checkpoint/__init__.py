@@ -16,7 +16,7 @@ from trainlab.checkpoint.sharding import (
     place_tree,
     without_parts,
 )
-from trainlab.checkpoint.simple import load_checkpoint, save_checkpoint
+from trainlab.checkpoint.simple import load_checkpoint, newest_of_run, save_checkpoint
 from trainlab.checkpoint.snapshot import Snapshot
 from trainlab.checkpoint.tree import decode, encode
 from trainlab.checkpoint.warm_start import LoadedKeys, load_weights
@@ -44,6 +44,7 @@ __all__ = [
     "load_checkpoint",
     "load_weights",
     "match_keys",
+    "newest_of_run",
     "only_parts",
     "part_of",
     "place_as_part",

@@ -1,8 +1,10 @@
 """save_checkpoint and load_checkpoint: the format of checkpoints for those who write their training loop themselves."""
 
 import itertools
+import logging
 import os
 import platform
+import re
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -15,7 +17,7 @@ from torch import nn
 from trainlab import __version__
 from trainlab.checkpoint.classes import parts_of
 from trainlab.checkpoint.encoding import path_text
-from trainlab.checkpoint.layout import split_location
+from trainlab.checkpoint.layout import is_unfinished, split_location
 from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_sequence
 from trainlab.checkpoint.reader import Checkpoint
 from trainlab.checkpoint.sharding import only_parts
@@ -23,19 +25,22 @@ from trainlab.checkpoint.snapshot import Snapshot
 from trainlab.checkpoint.together import Together
 from trainlab.checkpoint.writer import Target, commit, write_files
 from trainlab.distributed import DistributedContext, get_num_processes, init_distributed
-from trainlab.errors import CheckpointError, InvalidTypeError, InvalidValueError
+from trainlab.errors import CheckpointError, InvalidStateError, InvalidTypeError, InvalidValueError
+from trainlab.runs.current import current_run
 from trainlab.storage import Store, open_store
 
-__all__ = ["load_checkpoint", "save_checkpoint"]
+__all__ = ["load_checkpoint", "newest_of_run", "save_checkpoint"]
 
 _ONLY_MODEL = "model"
+_NUMBERED = re.compile(r"checkpoint--?[0-9]+")
+_logger = logging.getLogger("trainlab.checkpoint")
 # Those of several ranks, which make them in the same order.
 _saves = itertools.count(1)
 
 
 def save_checkpoint(
     state: Any,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | int,
     *,
     weights: nn.Module | Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -43,16 +48,17 @@ def save_checkpoint(
     """Write a checkpoint, in a training loop of one's own.
 
     It is there whole and durable when this returns, or not at all. Nothing is ever overwritten. ``latest_checkpoint``
-    looks only at folders named like ``batch-0000500``, ``python -m trainlab.checkpoint list`` at all.
+    looks only at folders named like ``batch-0000500``, ``trainlab checkpoint list`` at all.
 
     With a process group of several ranks every rank calls this, and all have the same outcome: the first rank's state
     and weights are saved, and of DTensors in them each rank saves its own part.
 
     Args:
-        state: What to save: dicts, lists and tuples of plain data, tensors and arrays; of models, optimizers and the
-            like their ``state_dict()``.
+        state: What to save: an object with ``state_dict``, such as a ``ContextObject`` or a model; or dicts, lists and
+            tuples of plain data, tensors and arrays, and of models, optimizers and the like their ``state_dict()``.
         path: The checkpoint's folder, a path or a URL such as ``s3://bucket/run/batch-0000500``, of any name. Nothing
-            may be there; the folders above it are made.
+            may be there; the folders above it are made. In a running experiment a bare name lies in the run's folder,
+            and an int ``n`` is ``checkpoint-n`` there.
         weights: What ``load_weights`` and other programs are to read, as safetensors: a module or its state dict, or
             several of them by name. Default none.
         storage_options: For the file system of a URL, as fsspec takes them; default none.
@@ -64,18 +70,44 @@ def save_checkpoint(
         CheckpointError: There is something at ``path``, it cannot be written, or ``state`` holds what a checkpoint
             cannot; nothing of it is left then.
         InvalidTypeError: ``state`` holds an object in place of its state dict, or ``weights`` are none.
+        InvalidStateError: ``path`` is a number, and no experiment is running.
     """
     if get_num_processes() > 1:
         return _save_together(state, path, weights, storage_options, init_distributed())
-    snapshot = _laid_out(state, weights)
-    parent, name = split_location(path)
+    snapshot = _laid_out(_state_of(state), weights)
+    parent, name = split_location(_place(path))
     store = open_store(parent, storage_options)
+    _remove_killed_save(store, name)
     return _written(Target(store, name, _next_sequence(store)), snapshot)
+
+
+def newest_of_run(folder: str | os.PathLike[str]) -> Path | str | None:
+    """Find the newest checkpoint that ``save_checkpoint`` has written under a number in a run's folder.
+
+    Args:
+        folder: The run's folder.
+
+    Returns:
+        Its path; None if there is none that is whole. Others are told in the log.
+    """
+    store = open_store(folder, None)
+    numbered = [name for name in store.folders() if _NUMBERED.fullmatch(name)]
+    sequences = {name: _sequence_of(store, name) for name in numbered}
+    for name in sorted(numbered, key=lambda name: sequences[name], reverse=True):
+        if not sequences[name]:
+            continue
+        try:
+            Checkpoint.open_in(store, name).close()
+        except CheckpointError as error:
+            _logger.error("A checkpoint is passed over. %s", error)
+        else:
+            return store.location(name)
+    return None
 
 
 def _save_together(
     state: Any,
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | int,
     weights: Any,
     storage_options: Mapping[str, Any] | None,
     context: DistributedContext,
@@ -84,8 +116,9 @@ def _save_together(
     rank, ranks = context.rank, context.size
     snapshot, error = None, None
     try:
+        state = _state_of(state)
         snapshot = _laid_out(only_parts(state) if rank else state, weights, rank=rank, ranks=ranks)
-        parent, name = split_location(path)
+        parent, name = split_location(_place(path))
         store = open_store(parent, storage_options)
     except Exception as raised:
         error = raised
@@ -97,6 +130,7 @@ def _save_together(
     failed = [(number, one["error"]) for number, one in enumerate(told) if one["error"]]
     if failed:
         raise CheckpointError(f"Rank {failed[0][0]}: {failed[0][1]}")
+    context.on_chief(lambda: _remove_killed_save(store, name))
     sequence = context.on_chief(lambda: _next_sequence(store))
     target, laid_out = Target(store, name, sequence), snapshot
     if not any(one["parts"] for one in told):
@@ -142,7 +176,7 @@ def _written(target: Target, snapshot: Snapshot) -> Path | str:
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | int,
     *,
     map_location: str | torch.device | None = None,
     storage_options: Mapping[str, Any] | None = None,
@@ -153,7 +187,8 @@ def load_checkpoint(
     whole state of the run but the weights.
 
     Args:
-        path: The checkpoint's folder, or its URL.
+        path: The checkpoint's folder, or its URL. In a running experiment a bare name is looked for in the run's folder
+            if there is nothing of that name in the current one, and an int ``n`` is ``checkpoint-n`` there.
         map_location: The device that all tensors are put on. Default: the CPU, wherever they were.
         storage_options: For the file system of a URL, as fsspec takes them; default none.
 
@@ -166,13 +201,51 @@ def load_checkpoint(
         CheckpointError: What is there cannot be read.
         InvalidTypeError: ``map_location`` is neither a text nor a device.
         InvalidValueError: There is no such device.
+        InvalidStateError: ``path`` is a number, and no experiment is running.
     """
+    path = _place(path, is_read=True)
     device = None if map_location is None else _device(map_location)
     with Checkpoint.open(path, verify=False, storage_options=storage_options) as checkpoint:
         state = checkpoint.state(whole=True)
     if device is not None:
         _move(state, device)
     return state
+
+
+def _state_of(state: Any) -> Any:
+    """The state of an object at the top; anything else as it is."""
+    if isinstance(state, type) or not callable(getattr(state, "state_dict", None)):
+        return state
+    return state.state_dict()
+
+
+def _place(path: str | os.PathLike[str] | int, *, is_read: bool = False) -> str | os.PathLike[str]:
+    """Where a checkpoint lies, with what the running experiment says."""
+    run = current_run()
+    if isinstance(path, int):
+        if run is None:
+            raise InvalidStateError(
+                f"A checkpoint with a number lies in the folder of the running experiment, and none is running. "
+                f"Received: {path}. Pass a path."
+            )
+        return run.output_dir / f"checkpoint-{path}"
+    if run is None or not isinstance(path, str | os.PathLike):
+        return path
+    name = os.fspath(path)
+    is_bare = bool(name) and os.path.basename(name) == name and name not in (".", "..", "~")
+    if not is_bare or (is_read and os.path.lexists(name) and not os.path.lexists(run.output_dir / name)):
+        return path
+    return run.output_dir / name
+
+
+def _remove_killed_save(store: Store, name: str) -> None:
+    """Make room where a killed save of the same run has left a folder that never became a checkpoint."""
+    run = current_run()
+    if run is None or store.location() != run.output_dir or name not in store.folders():
+        return
+    if is_unfinished(store, name):
+        store.remove_folder(name)
+        _logger.warning("Removed %s, a checkpoint that was never finished.", store.location(name))
 
 
 def _weights_of(weights: Any) -> dict[str, dict[str, torch.Tensor]]:
@@ -239,12 +312,16 @@ def _next_sequence(store: Store) -> int:
             f"Received: {store.url}. Pass another one, or make it readable."
         ) from error
     for folder in folders:
-        try:
-            data = store.read(f"{folder}/{MANIFEST}", LARGEST_MANIFEST)
-        except OSError:  # no checkpoint, or none that anyone can read
-            continue
-        greatest = max(greatest, read_sequence(data) or 0)
+        greatest = max(greatest, _sequence_of(store, folder))
     return greatest + 1
+
+
+def _sequence_of(store: Store, name: str) -> int:
+    """The number of a checkpoint; 0 for what is none, or none that anyone can read."""
+    try:
+        return read_sequence(store.read(f"{name}/{MANIFEST}", LARGEST_MANIFEST)) or 0
+    except OSError:
+        return 0
 
 
 def _versions() -> dict[str, str]:

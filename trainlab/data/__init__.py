@@ -1,5 +1,6 @@
 """Data: loaders, samplers, and the streams of batches that training and validation read."""
 
+from trainlab.data.better import BetterDataLoader
 from trainlab.data.loader import DataLoader
 from trainlab.data.samplers import (
     DistributedBatchSampler,
@@ -18,6 +19,7 @@ from trainlab.data.transfer import data_length, pin, to_device
 
 __all__ = [
     "BatchStream",
+    "BetterDataLoader",
     "DataLoader",
     "DistributedBatchSampler",
     "DistributedSampler",

@@ -10,7 +10,13 @@ import torch
 from trainlab.checkpoint import Parts, is_sharded, place_as_part, place_like, without_parts
 from trainlab.errors import CheckpointMismatchError
 
-__all__ = ["describe_lrs", "load_optimizer_state", "optimizer_state_dict", "owned_parameters"]
+__all__ = [
+    "check_optimizer_state",
+    "describe_lrs",
+    "load_optimizer_state",
+    "optimizer_state_dict",
+    "owned_parameters",
+]
 
 _KEYS = ("type", "shapes", "state", "param_groups")
 
@@ -60,6 +66,24 @@ def optimizer_state_dict(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"type": type(optimizer).__qualname__, "shapes": shapes, **optimizer.state_dict()}
 
 
+def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Make sure that a state can be loaded into an optimizer.
+
+    Args:
+        optimizer: the optimizer; it is not changed.
+        state: what ``optimizer_state_dict`` gave.
+
+    Raises:
+        CheckpointMismatchError: kind, groups, or the number or shapes of parameters differ.
+    """
+    faults = _faults(optimizer, state)
+    if faults:
+        raise CheckpointMismatchError(
+            f"The saved state does not fit this {type(optimizer).__qualname__}: {'; '.join(faults)}. "
+            "Build the optimizer as it was when the state was saved."
+        )
+
+
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Take over an optimizer's state; every tensor comes back with the dtype that it had.
 
@@ -77,12 +101,7 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, A
     Raises:
         CheckpointMismatchError: kind, groups, or the number or shapes of parameters differ; nothing is changed then.
     """
-    faults = _faults(optimizer, state)
-    if faults:
-        raise CheckpointMismatchError(
-            f"The saved state does not fit this {type(optimizer).__qualname__}: {'; '.join(faults)}. "
-            "Build the optimizer as it was when the state was saved."
-        )
+    check_optimizer_state(optimizer, state)
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     parameters = dict(zip(numbers, owned_parameters(optimizer), strict=True))
     placed = {number: _placed(saved, parameters.get(number)) for number, saved in state["state"].items()}

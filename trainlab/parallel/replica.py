@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.parallel.distributed import _find_tensors
 
 from trainlab.errors import InvalidStateError
 from trainlab.parallel.options import DDPOptions
@@ -27,6 +28,8 @@ class Stage:
 
     reduces: bool = True
     is_evaluating: bool = False
+    # In a loop of the user's own: called before each forward pass that is trained; a backward pass follows unannounced.
+    begin: Callable[[], None] | None = None
 
 
 class Replica:
@@ -86,13 +89,19 @@ class Replica:
         ):
             return self._own_call(*args, **kwargs)
         self._has_entered = True
+        begin = self._stage.begin
         try:
-            return self._ddp(*args, **kwargs)
+            if begin is None:
+                return self._ddp(*args, **kwargs)
+            begin()
+            output = self._ddp(*args, **kwargs)
+            self.arm(*_find_tensors(output))  # type: ignore[no-untyped-call]
         except RuntimeError as error:
             told = self.translate(error)
             if told is error:
                 raise
             raise told from error
+        return output
 
     def owns(self) -> set[int]:
         """Give the identities of the model's parameters."""
@@ -117,11 +126,11 @@ class Replica:
             self._make()
         self._flags = flags
 
-    def arm(self, loss: torch.Tensor) -> None:
+    def arm(self, *losses: torch.Tensor) -> None:
         """Make ready for a backward pass: gradients are exchanged in it, however they come about, or none of them is.
 
         Args:
-            loss: what it begins at.
+            losses: what it begins at, or goes through.
         """
         options = self._options
         # DDP learns a static graph in its first backward pass, and only if that exchanges gradients; to exchange too
@@ -135,7 +144,7 @@ class Replica:
         elif options.find_unused_parameters or not self._is_armed:
             # An exchange may be under way of which an earlier backward pass has given the first part.
             if self._is_finished():
-                self._ddp.reducer.prepare_for_backward([loss] if options.find_unused_parameters else [])
+                self._ddp.reducer.prepare_for_backward(list(losses) if options.find_unused_parameters else [])
             self._is_armed = True
 
     def check_exchanged(self) -> None:
@@ -169,8 +178,8 @@ class Replica:
             lacking = [names[int(index)] for index in found[1].split()] if found else []
             return InvalidStateError(
                 f"Parameters of model {self.name} got no gradient in a backward pass, so that the exchange of "
-                f"gradients was not completed{': ' + _named(lacking) if lacking else ''}. Set "
-                "parallel_options=DDPOptions(find_unused_parameters=True), or freeze them with requires_grad_(False) "
+                f"gradients was not completed{': ' + _named(lacking) if lacking else ''}. Pass "
+                f"{self._told_option('find_unused_parameters')}, or freeze them with requires_grad_(False) "
                 "before training."
             )
         if "mark a variable ready only once" in text:
@@ -179,7 +188,7 @@ class Replica:
             return InvalidStateError(
                 f"{name} of model {self.name} got a second gradient before the first was exchanged. Either two losses "
                 "were given to backward one after the other of which the first does not reach all parameters: add "
-                "them and call backward once, or set parallel_options=DDPOptions(find_unused_parameters=True). Or it "
+                f"them and call backward once, or pass {self._told_option('find_unused_parameters')}. Or it "
                 "is inside a re-entrant activation checkpoint: pass use_reentrant=False to "
                 "torch.utils.checkpoint.checkpoint, or set DDPOptions(static_graph=True)."
             )
@@ -295,11 +304,21 @@ class Replica:
                 if self._options.static_graph
                 else ""
             )
+            if self._stage.begin is not None:
+                raise InvalidStateError(
+                    f"Gradients of model {self.name} are this rank's alone, so that the ranks' weights would grow "
+                    f"apart: {_named(names)}. Call the model itself, and not a method or a part of it, before each "
+                    "backward pass; add up losses, and call backward once."
+                )
             raise InvalidStateError(
                 f"Gradients of model {self.name} are this rank's alone, so that the ranks' weights would grow apart: "
                 f"{_named(names)}. Call context.backward(loss){again}, not loss.backward(); with "
                 f"aggregation_frequency each model must be in a backward pass of the last batch of a group.{own_way}"
             )
+
+    def _told_option(self, name: str) -> str:
+        call = "ddp({})" if self._stage.begin is not None else "parallel_options={}"
+        return call.format(f"DDPOptions({name}=True)")
 
     def _read_flags(self) -> list[bool]:
         return [parameter.requires_grad for parameter in self._parameters.values()]

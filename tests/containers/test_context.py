@@ -1,0 +1,396 @@
+"""What a context keeps, saves and restores."""
+
+import enum
+import math
+import random
+from collections import OrderedDict, deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.parallel import DataParallel
+from torch.optim.swa_utils import AveragedModel
+
+import trainlab
+from trainlab import ContextDict, ContextList, ContextObject, Counter
+from trainlab.checkpoint import register_class
+from trainlab.errors import CheckpointError, CheckpointMismatchError, InvalidStateError, InvalidTypeError
+
+
+@register_class
+class Phase(enum.Enum):
+    WARM = 1
+    HOT = 2
+
+
+class Cold(enum.Enum):
+    NOT_REGISTERED = 1
+
+
+class Dataset:
+    def __len__(self) -> int:
+        return 3
+
+
+class Fussy:
+    """Takes no state but its own; remembers what it was given."""
+
+    def __init__(self, value: int = 0, refuses: bool = False) -> None:
+        self.value, self.refuses = value, refuses
+
+    def state_dict(self) -> dict[str, int]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        if self.refuses:
+            raise KeyError("not mine")
+        self.value = state["value"]
+
+
+def make(seed: int, **more: Any) -> ContextObject:
+    torch.manual_seed(seed)
+    ctx = ContextObject()
+    ctx.model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    ctx.optimizer = torch.optim.Adam(ctx.model.parameters(), lr=0.1)
+    ctx.scheduler = torch.optim.lr_scheduler.StepLR(ctx.optimizer, 2)
+    ctx.ema = AveragedModel(ctx.model)
+    ctx.scaler = torch.amp.GradScaler("cpu", init_scale=8.0 + seed)
+    ctx.counter = Counter(seed)
+    ctx.loss = nn.functional.mse_loss
+    ctx.epoch, ctx.best = seed, None
+    ctx.parts = {"heads": [nn.Linear(2, 2), nn.Linear(2, 3)], "names": ["a", "b"]}
+    for name, value in more.items():
+        setattr(ctx, name, value)
+    return ctx
+
+
+def train(ctx: ContextObject, steps: int) -> None:
+    for _ in range(steps):
+        loss = ctx.loss(ctx.model(torch.randn(8, 3)), torch.ones(8, 1))
+        loss.backward()
+        ctx.optimizer.step()
+        ctx.optimizer.zero_grad()
+        ctx.scheduler.step()
+        ctx.ema.update_parameters(ctx.model)
+        ctx.counter.step()
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees are equal, types and all."""
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and np.array_equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple | deque):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other) or (isinstance(one, float) and math.isnan(one) and math.isnan(other))
+
+
+def test_everything_that_training_changes_comes_back_from_a_checkpoint(tmp_path: Path) -> None:
+    """Modules, optimizers, schedulers, averages, scalers, counters and nested parts are restored to the bit."""
+    ctx = make(1)
+    train(ctx, 3)
+    ctx.epoch, ctx.best = 7, 0.5
+    place = trainlab.save_checkpoint(ctx, tmp_path / "saved")
+    other = make(2)
+    optimizer, model = other.optimizer, other.model
+    other.load_state_dict(trainlab.load_checkpoint(place))
+    assert same(other.state_dict(), ctx.state_dict())
+    assert (other.epoch, other.best, other.counter.count) == (7, 0.5, 4)
+    assert other.optimizer is optimizer and other.scheduler.optimizer is optimizer and other.model is model
+    torch.manual_seed(5)
+    train(ctx, 2)
+    torch.manual_seed(5)
+    train(other, 2)
+    assert same(other.state_dict(), ctx.state_dict())
+
+
+DATA: list[Any] = [
+    None,
+    True,
+    3,
+    2.5,
+    1 + 2j,
+    "text",
+    b"bytes",
+    torch.arange(4.0),
+    torch.zeros(2, dtype=torch.bfloat16),
+    torch.zeros(()),
+    nn.Parameter(torch.ones(2)),
+    np.arange(3),
+    np.float32(1.5),
+    (1, (torch.ones(2), None)),
+    {1, 2},
+    frozenset("ab"),
+    deque([1, 2], maxlen=3),
+    OrderedDict(b=1, a=2),
+    range(4),
+    Phase.HOT,
+    Path("a/b"),
+    torch.float16,
+    torch.device("cpu"),
+    torch.Size([1, 2]),
+]
+
+
+@pytest.mark.parametrize("value", DATA, ids=lambda value: type(value).__name__)
+def test_no_data_is_dropped(value: Any, tmp_path: Path) -> None:
+    """Whatever a checkpoint can hold comes back as it was, at the top, in dicts, lists and tuples."""
+    ctx = ContextObject(value=value, named={"value": value}, listed=[value, Counter()], paired=(value, Counter()))
+    place = trainlab.save_checkpoint(ctx, tmp_path / "saved")
+    blank = torch.zeros_like(value) if isinstance(value, nn.Parameter) else None
+    start = value if blank is None and isinstance(value, OrderedDict) else blank
+    other = ContextObject(value=start, named={"value": start}, listed=[start, Counter()], paired=(start, Counter()))
+    other.load_state_dict(trainlab.load_checkpoint(place))
+    found = [other.value, other.named["value"], other.listed[0], other.paired[0]]
+    assert all(same(torch.as_tensor(one) if blank is not None else one, _bare(value)) for one in found)
+
+
+def _bare(value: Any) -> Any:
+    return value.detach() if isinstance(value, nn.Parameter) else value
+
+
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner, max_size=4) | st.tuples(inner, inner)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(plain)
+def test_nested_data_is_restored_as_it_was(value: Any) -> None:
+    """Any nested data is set again, whatever stood in its place when it was loaded."""
+    ctx = ContextObject(value=value)
+    state = ctx.state_dict()
+    assert same(state, {"value": value})
+    kind = type(value)
+    other = ContextObject(value={} if kind is dict else [] if kind is list else None)
+    other.load_state_dict(state)
+    assert same(other.state_dict(), {"value": value})
+
+
+def test_restored_tensors_keep_their_places() -> None:
+    """A bare tensor that an optimizer trains is filled in place, and shares nothing with the state."""
+    ctx = ContextObject(latent=torch.ones(3, requires_grad=True), mean=torch.zeros(2))
+    ctx.optimizer = torch.optim.SGD([ctx.latent], lr=1.0)
+    latent, state = ctx.latent, {"latent": torch.full((3,), 2.0), "mean": torch.ones(5), "optimizer": None}
+    state["optimizer"] = ctx.state_dict()["optimizer"]
+    ctx.load_state_dict(state)
+    assert ctx.latent is latent and latent.requires_grad and latent.tolist() == [2.0] * 3
+    state["mean"].zero_()
+    assert ctx.mean.tolist() == [1.0] * 5
+
+
+def test_nothing_is_ignored_and_nothing_is_half_loaded() -> None:
+    """All that is missing, unknown or does not fit is told at once with its path, and nothing was changed."""
+    ctx, other = make(1, extra=(Counter(), 1)), make(2, mine=1, extra=(Counter(), 1))
+    train(other, 1)
+    state = ctx.state_dict()
+    del state["parts"]["names"]
+    state["model"]["9.weight"] = state["model"].pop("0.weight")
+    state["ema"]["n_averaged"] = torch.zeros(2)
+    state["parts"]["heads"].append(state["parts"]["heads"][0])
+    state["epoch"] = {"a": 1}
+    state["counter"] = OrderedDict(other=1)
+    before = _copied(other.state_dict())
+    with pytest.raises(CheckpointMismatchError) as raised:
+        other.load_state_dict(state)
+    told = str(raised.value)
+    for fault in (
+        "missing: mine",
+        "missing: parts/names",
+        "missing: model/0.weight",
+        "unknown here: model/9.weight",
+        "ema: ",
+        "n_averaged ([2] instead of [])",
+        "parts/heads is 3 elements, where the context has 2",
+        "epoch is a dict, where the context has a int",
+        "nothing was changed",
+    ):
+        assert fault in told, fault
+    assert same(other.state_dict(), before)
+
+
+def _copied(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        return state.clone()
+    if isinstance(state, dict):
+        return type(state)((key, _copied(value)) for key, value in state.items())
+    return type(state)(map(_copied, state)) if isinstance(state, list | tuple) else state
+
+
+def test_an_unknown_name_is_an_error() -> None:
+    """What was saved and has no place in the context is not passed over."""
+    state = make(1, lost=torch.ones(1)).state_dict()
+    with pytest.raises(CheckpointMismatchError, match="unknown here: lost"):
+        make(1).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("value", "saved"),
+    [
+        (nn.Linear(1, 1), 3),
+        (Counter(), 3),
+        (3, OrderedDict(count=1)),
+        (None, {"a": 1}),
+        (nn.Parameter(torch.ones(2)), torch.ones(3)),
+        ({"a": 1}, [1]),
+        ([1], {"a": 1}),
+        ((Counter(), 1), (1,)),
+        ([Counter()], []),
+        ({}, {"a": OrderedDict(weight=torch.ones(1))}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_state_of_another_kind_is_an_error(value: Any, saved: Any) -> None:
+    """A number does not become a module's state, nor a module's state a dict, without a word."""
+    ctx = ContextObject(other=1, value=value)
+    with pytest.raises(CheckpointMismatchError, match="value"):
+        ctx.load_state_dict({"other": 2, "value": saved})
+    assert ctx.other == 1
+
+
+def test_lists_and_dicts_of_data_become_what_was_saved() -> None:
+    """A list of losses has its saved length again, whatever its length was before; a name must not be missing."""
+    ctx = ContextObject(losses=[], by_name={"a": 1})
+    ctx.load_state_dict({"losses": [1.0, 2.0], "by_name": {"a": 2, "b": [3]}})
+    assert ctx.losses == [1.0, 2.0] and dict(ctx.by_name) == {"a": 2, "b": [3]}
+    ctx.load_state_dict({"losses": [], "by_name": {"a": 3, "b": []}})
+    assert ctx.losses == [] and dict(ctx.by_name) == {"a": 3, "b": []}
+    with pytest.raises(CheckpointMismatchError, match="missing: by_name/a"):
+        ctx.load_state_dict({"losses": [], "by_name": {"b": 2}})
+
+
+def test_an_object_that_refuses_its_state_leaves_all_others_as_they_were() -> None:
+    """What can be found out only by loading is undone."""
+    ctx = ContextObject(first=Fussy(1), second=Fussy(2, refuses=True), model=nn.Linear(1, 1), epoch=0)
+    weights = ctx.model.weight.detach().clone()
+    saved = ContextObject(first=Fussy(5), second=Fussy(6), model=nn.Linear(1, 1), epoch=9).state_dict()
+    with pytest.raises(CheckpointMismatchError, match=r"nothing but second was changed\. second refuses .*KeyError"):
+        ctx.load_state_dict(saved)
+    assert (ctx.first.value, ctx.epoch) == (1, 0)
+    assert torch.equal(ctx.model.weight, weights)
+
+
+def test_what_has_no_state_is_told_with_its_path_and_can_be_left_out() -> None:
+    """A data set is not dropped silently: saving names it, and says how to leave it out."""
+    ctx = ContextObject(counter=Counter(3), data={"train": [Dataset()]})
+    with pytest.raises(InvalidTypeError, match=r"data/train\[0\].*Dataset.*leave_out\('data'\)"):
+        ctx.state_dict()
+    ctx.leave_out("data")
+    state = ctx.state_dict()
+    assert state == {"counter": {"count": 3}}
+    other = ContextObject(counter=Counter(), data=None)
+    other.leave_out("data")
+    other.load_state_dict(state)
+    assert other.counter.count == 3
+    with pytest.raises(InvalidTypeError, match="leave_out"):
+        ctx.leave_out(3)  # type: ignore[arg-type]
+
+
+def test_a_module_in_a_set_or_deque_is_an_error_with_its_path() -> None:
+    """A state is not lost because it is in a container that is not gone into."""
+    with pytest.raises(InvalidTypeError, match=r"queue\[0\].*Linear"):
+        ContextObject(queue=deque([nn.Linear(1, 1)])).state_dict()
+
+
+def test_an_enum_that_a_resume_could_not_restore_is_an_error_with_its_path() -> None:
+    """Whoever saves a class that is not registered is told so when saving, and where."""
+    with pytest.raises(CheckpointError, match=r"phases\[0\].*register_class"):
+        ContextObject(phases=[Cold.NOT_REGISTERED]).state_dict()
+
+
+def test_functions_and_classes_have_no_state() -> None:
+    """Loss functions, lambdas and classes may be in a context, which stays saved and loaded as before."""
+    parts = {"loss": nn.functional.cross_entropy, "kind": nn.Linear, "module": random, "make": lambda: 1}
+    ctx = ContextObject(**parts, steps=[len, 4], pair=(len, 2), count=1)
+    state = ctx.state_dict()
+    assert set(state) == {"steps", "pair", "count"}
+    other = ContextObject(**parts, steps=[len, 0], pair=(len, 0), count=0)
+    other.load_state_dict(state)
+    assert other.count == 1 and other.steps == [len, 4] and other.pair == (len, 2)
+
+
+def test_random_generators_are_saved() -> None:
+    """Generators of torch, numpy and Python go on where they were."""
+    ctx = ContextObject(a=torch.Generator().manual_seed(1), b=np.random.default_rng(1), c=random.Random(1))
+    state = _copied(ctx.state_dict())
+    drawn = torch.rand(2, generator=ctx.a).tolist(), ctx.b.random(), ctx.c.random()
+    other = ContextObject(a=torch.Generator(), b=np.random.default_rng(), c=random.Random())
+    other.load_state_dict(state)
+    assert (torch.rand(2, generator=other.a).tolist(), other.b.random(), other.c.random()) == drawn
+
+
+def test_wrapped_modules_have_the_users_own_keys() -> None:
+    """`torch.compile` and parallel wrappers leave no prefix in a state, which loads with and without them."""
+    ctx = ContextObject(a=torch.compile(nn.Linear(1, 2), backend="eager"), b=DataParallel(nn.Linear(1, 2)))
+    assert all(list(state) == ["weight", "bias"] for state in ctx.state_dict().values())
+    bare = ContextObject(a=nn.Linear(1, 2), b=nn.Linear(1, 2))
+    bare.load_state_dict(ctx.state_dict())
+    ctx.load_state_dict(bare.state_dict())
+    assert same(bare.state_dict(), ctx.state_dict())
+
+
+def test_an_optimizer_in_half_precision_comes_back_to_the_bit() -> None:
+    """The float32 state of bfloat16 parameters is not rounded on its way through a context."""
+    layer = nn.Linear(2, 2).bfloat16()
+    ctx = ContextObject(optimizer=torch.optim.Adam(layer.parameters()))
+    for parameter in layer.parameters():
+        ctx.optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": torch.rand(parameter.shape)}
+    other = ContextObject(optimizer=torch.optim.Adam(nn.Linear(2, 2).bfloat16().parameters()))
+    other.load_state_dict(ctx.state_dict())
+    assert same(other.state_dict(), ctx.state_dict())
+
+
+def test_attributes_are_registered_by_setting_them() -> None:
+    """`has`, `del`, `dir` and a clear AttributeError tell what there is."""
+    ctx = ContextObject()
+    ctx.model = nn.Linear(1, 1)
+    assert ctx.has("model") and not ctx.has("optimizer") and "model" in dir(ctx)
+    with pytest.raises(AttributeError, match="no 'optimizer'. It has: model"):
+        _ = ctx.optimizer
+    assert getattr(ctx, "optimizer", None) is None
+    del ctx.model
+    assert not ctx.has("model")
+    with pytest.raises(AttributeError):
+        del ctx.model
+    for name in ("cuda", "_private"):
+        with pytest.raises(ValueError, match="cannot have this name"):
+            setattr(ctx, name, 1)
+
+
+def test_dicts_and_lists_in_a_context_work_like_those_of_python() -> None:
+    """`items`, `keys`, `values`, `insert`, `append`, slices and nesting work, and what is put in is wrapped."""
+    ctx = ContextObject(named={"a": [1]}, listed=[1, {"b": 2}])
+    assert isinstance(ctx.named, ContextDict) and isinstance(ctx.named["a"], ContextList)
+    assert isinstance(ctx.listed[1], ContextDict)
+    ctx.listed.insert(0, [3])
+    ctx.listed.append({"c": 4})
+    ctx.listed.insert(-1, 5)
+    assert [type(one).__name__ for one in ctx.listed] == ["ContextList", "int", "ContextDict", "int", "ContextDict"]
+    ctx.listed[1:3] = [[], 7, 8]
+    del ctx.listed[0]
+    assert ctx.listed.state_dict() == [[], 7, 8, 5, {"c": 4}]
+    ctx.named["d"] = {}
+    assert list(ctx.named.keys()) == ["a", "d"] and len(ctx.named.items()) == 2 and ctx.named.pop("d") == {}
+    assert "ContextList([1])" in repr(ctx)
+
+
+def test_a_context_that_contains_itself_is_an_error() -> None:
+    """A circle ends in a sentence and not in a RecursionError."""
+    ctx = ContextObject()
+    ctx.itself = ctx
+    with pytest.raises(InvalidStateError, match="contains itself"):
+        ctx.state_dict()

@@ -1,0 +1,172 @@
+"""The context of a running experiment, in real runs."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import trainlab
+from trainlab import ContextObject, Counter
+from trainlab.containers import run_context
+from trainlab.errors import CheckpointNotFoundError, InvalidStateError
+
+# Imported before any run, as users do.
+from trainlab import context  # isort: skip
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    name: str
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Callable[..., Any]:
+    """Runs a function as an experiment, in one folder."""
+
+    def run(main: Callable[[Any], Any], *, resumes: bool = False, **params: Any) -> Any:
+        from trainlab.experiments import running
+
+        experiment: Any = trainlab.experiment(name="own")(main)
+        return running.run(experiment, experiment.read(params), run_dir=tmp_path / "run", resumes=resumes)
+
+    return run
+
+
+def test_the_context_is_one_object_in_all_threads_of_a_run(run: Callable[..., Any]) -> None:
+    """Whatever thread touches `trainlab.context` first, all have the same, which is gone with the run."""
+    found: list[Any] = []
+
+    def main(params: Any) -> None:
+        threads = [threading.Thread(target=lambda: found.append(run_context())) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        context.epoch = 3
+        assert found[0].epoch == 3 and context.has("epoch") and "epoch" in dir(context)
+        assert isinstance(context, ContextObject) and repr(context) == "ContextObject(epoch=3)"
+        del context.epoch
+        assert not context.has("epoch")
+
+    run(main)
+    assert len({id(one) for one in found}) == 1
+    with pytest.raises(InvalidStateError, match="none is running"):
+        _ = context.epoch
+
+
+def test_the_context_outside_of_a_run_is_a_clear_error() -> None:
+    """Touching it before a start says when it can be used; looking at it does not fail."""
+    for touch in (
+        lambda: context.model,
+        lambda: setattr(context, "model", 1),
+        lambda: context.load_state_dict({}),
+        run_context,
+    ):
+        with pytest.raises(InvalidStateError, match=r"trainlab\.context.*main function"):
+            touch()
+    assert "no running experiment" in repr(context) and "state_dict" in dir(context)
+    assert context.__doc__ and not hasattr(context, "__wrapped__")
+
+
+def test_a_main_function_with_two_parameters_gets_the_context(tmp_path: Path) -> None:
+    """pystematic's older form, `main(params, context)`, has the same context as `trainlab.context`."""
+
+    @trainlab.experiment
+    def older(params: Any, ctx: Any) -> bool:
+        ctx.epoch = 1
+        return bool(context.epoch == 1)
+
+    assert older.run({"output_dir": tmp_path}) is True
+
+
+def test_autotransform_does_what_the_parameters_say(run: Callable[..., Any], tmp_path: Path) -> None:
+    """It loads `--checkpoint` and returns the context; `cuda` on a machine without a GPU changes nothing."""
+    place = trainlab.save_checkpoint(ContextObject(counter=Counter(4)), tmp_path / "saved")
+
+    def main(params: Any) -> int:
+        assert params["cuda"] is True
+        context.counter = Counter()
+        assert context.autotransform() is run_context()
+        return int(context.counter.count)
+
+    assert run(main, checkpoint=str(place)) == 4
+
+
+def test_autotransform_outside_of_an_experiment_says_what_to_call() -> None:
+    """There are no parameters to go by, and that is said."""
+    with pytest.raises(InvalidStateError, match="load_state_dict, cuda and ddp"):
+        ContextObject().autotransform()
+
+
+def test_a_run_that_goes_on_loads_the_newest_checkpoint_of_its_own(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Started again, a loop goes on after its last whole checkpoint, without anybody naming it; the first is anew."""
+
+    def main(params: Any) -> int:
+        context.counter = Counter()
+        context.autotransform()
+        found = context.counter.count
+        for _ in range(3):
+            context.counter.step()
+            trainlab.save_checkpoint(context, context.counter.count)
+        return int(found)
+
+    assert run(main) == 0
+    (tmp_path / "run" / "checkpoint-9").mkdir()
+    (tmp_path / "run" / "checkpoint-3" / "state.safetensors").write_bytes(b"damaged")
+    trained = [path.name for path in sorted((tmp_path / "run").glob("checkpoint-*"))]
+    assert trained == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-9"]
+    (tmp_path / "run" / "checkpoint-3").rename(tmp_path / "damaged")
+    assert run(main, resumes=True) == 2
+
+
+def test_checkpoints_by_number_and_by_name_lie_in_the_runs_folder(run: Callable[..., Any], tmp_path: Path) -> None:
+    """`save_checkpoint(ctx, 3)` is `<run>/checkpoint-3`; a bare name lies there too, and is found again."""
+
+    def main(params: Any) -> None:
+        assert trainlab.save_checkpoint({"n": 1}, 3) == tmp_path / "run" / "checkpoint-3"
+        assert trainlab.save_checkpoint({"n": 2}, "best") == tmp_path / "run" / "best"
+        assert [trainlab.load_checkpoint(place) for place in (3, "best")] == [{"n": 1}, {"n": 2}]
+        with pytest.raises(CheckpointNotFoundError):
+            trainlab.load_checkpoint(4)
+
+    run(main)
+    with pytest.raises(InvalidStateError, match="Pass a path"):
+        trainlab.save_checkpoint({}, 3)
+    with pytest.raises(InvalidStateError, match="Pass a path"):
+        trainlab.load_checkpoint(3)
+
+
+def test_what_a_killed_save_has_left_is_in_nobodys_way(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A loop that is started again writes the checkpoint at whose saving it was killed."""
+
+    def main(params: Any) -> Any:
+        left = tmp_path / "run" / "checkpoint-3"
+        left.mkdir()
+        (left / ".unfinished").touch()
+        (left / "state.json").write_text("{")
+        return trainlab.load_checkpoint(trainlab.save_checkpoint({"n": 1}, 3))
+
+    assert run(main) == {"n": 1}
+
+
+def test_things_are_placed_where_the_experiment_trains(run: Callable[..., Any]) -> None:
+    """`place_on_correct_device` gives a list, moves what is nested, and goes by the parameter `cuda`."""
+    expected = "cuda" if torch.cuda.is_available() else "cpu"
+
+    def place() -> str:
+        layer, array, pair, text, nothing = trainlab.place_on_correct_device(
+            nn.Linear(1, 1), np.ones(2), {"a": [Pair(torch.ones(1), "n")]}, "text", None
+        )
+        assert (text, nothing, pair["a"][0].name) == ("text", None, "n")
+        devices = {layer.weight.device.type, array.device.type, pair["a"][0].x.device.type}
+        assert len(devices) == 1
+        return devices.pop()
+
+    assert place() == run(lambda params: place()) == expected
+    assert run(lambda params: place(), resumes=True, cuda=False) == "cpu"
+    assert trainlab.place_on_correct_device() == []

@@ -1,0 +1,154 @@
+"""What may be put into a context: containers, objects with a state of their own, data, and what has no state."""
+
+import functools
+import random
+import types
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+
+from trainlab.parallel import users_module
+
+__all__ = [
+    "DEEPEST",
+    "PRIMITIVES",
+    "Generator",
+    "Stateful",
+    "generator_of",
+    "has_no_state",
+    "holds_object",
+    "is_object",
+    "is_pure_data",
+    "joined",
+    "own_module",
+]
+
+DEEPEST = 100
+PRIMITIVES = (bool, int, float, complex, str, bytes, type(None))
+_WITHOUT_STATE = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.ModuleType,
+    functools.partial,
+    np.ufunc,
+    type,
+    types.GenericAlias,
+)
+
+
+class Stateful(Protocol):
+    """An object that gives its state and takes it back."""
+
+    def state_dict(self) -> Any:
+        """Return the state."""
+
+    def load_state_dict(self, state: Any, /) -> Any:
+        """Take a state back."""
+
+
+class Generator:
+    """A random generator as an object with a state.
+
+    Args:
+        read: gives its state, as data.
+        write: takes it back.
+    """
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        self.state_dict, self.load_state_dict = read, write
+
+
+def generator_of(value: Any) -> Generator | None:
+    """Give a random generator of torch's, numpy's or Python's as an object with a state; None for all else.
+
+    Args:
+        value: anything.
+    """
+    if isinstance(value, torch.Generator):
+        return Generator(value.get_state, value.set_state)
+    if isinstance(value, random.Random):
+        return Generator(value.getstate, value.setstate)
+    if isinstance(value, np.random.Generator):
+        bits: Any = value.bit_generator
+        return Generator(lambda: bits.state, lambda state: setattr(bits, "state", state))
+    return None
+
+
+def is_object(value: Any) -> bool:
+    """Tell whether a value has a state of its own: ``state_dict`` and ``load_state_dict``, or a generator's.
+
+    Args:
+        value: anything.
+    """
+    if isinstance(value, type):
+        return False
+    has_state = callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+    return has_state or generator_of(value) is not None
+
+
+def has_no_state(value: Any) -> bool:
+    """Tell whether a value is code alone: a function, a method, a class, a module of Python's.
+
+    Args:
+        value: anything.
+    """
+    return isinstance(value, _WITHOUT_STATE)
+
+
+def holds_object(value: Any) -> bool:
+    """Tell whether a tuple holds what has a state of its own, or none at all: such a tuple is entered.
+
+    Args:
+        value: anything.
+    """
+    return type(value) is tuple and any(is_object(one) or has_no_state(one) or holds_object(one) for one in value)
+
+
+def is_pure_data(saved: Any) -> bool:
+    """Tell whether a saved list or dict is data alone: the state of an object is an ``OrderedDict``.
+
+    Args:
+        saved: a part of a context's state.
+    """
+    if type(saved) is dict:
+        return all(map(is_pure_data, saved.values()))
+    if type(saved) in (list, tuple):
+        return all(map(is_pure_data, saved))
+    return not isinstance(saved, Mapping)
+
+
+def own_module(module: nn.Module) -> nn.Module:
+    """Give the user's own module of one that DDP or ``torch.compile`` has wrapped, in whatever order.
+
+    Args:
+        module: any module.
+
+    Returns:
+        The module whose state dict has the user's own keys.
+    """
+    while True:
+        wraps = isinstance(module, DistributedDataParallel | DataParallel)
+        inner: nn.Module = module.module if wraps else users_module(module)  # type: ignore[assignment]
+        if inner is module:
+            return module
+        module = inner
+
+
+def joined(path: str, key: Any) -> str:
+    """The path of what is in a container.
+
+    Args:
+        path: of the container; "" at the top.
+        key: in it; an int of a list or tuple.
+
+    Returns:
+        Such as ``models/encoder`` or ``losses[3]``.
+    """
+    if type(key) is int:
+        return f"{path}[{key}]"
+    return f"{path}/{key}" if path else str(key)

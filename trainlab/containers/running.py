@@ -1,0 +1,113 @@
+"""The context of the running experiment, and what its parameters say of devices and checkpoints."""
+
+import threading
+from typing import Any, cast
+
+import torch
+
+from trainlab.checkpoint import load_checkpoint, newest_of_run
+from trainlab.containers.container import Container, ContextObject
+from trainlab.data import to_device
+from trainlab.distributed import choose_device
+from trainlab.errors import InvalidStateError
+from trainlab.runs.current import CurrentRun, current_run
+
+__all__ = ["context", "place_on_correct_device", "run_context"]
+
+_lock = threading.Lock()
+# One warning for each type that cannot be moved, and not one a batch.
+_warned: set[type] = set()
+
+
+def run_context() -> ContextObject:
+    """Return the context of the running experiment, made at the first call; the same in all threads.
+
+    Raises:
+        InvalidStateError: no experiment is running.
+    """
+    run = current_run()
+    if run is None:
+        raise InvalidStateError(
+            "trainlab.context is that of the running experiment, and none is running. Use it in the main function of "
+            "an experiment (@trainlab.experiment), or make one of your own: trainlab.ContextObject()."
+        )
+    with _lock:
+        if run.context is None:
+            run.context = ContextObject()
+    return cast(ContextObject, run.context)
+
+
+class _RunningContext:
+    """The context of the running experiment: everything that is set on it is moved, saved and restored together.
+
+    It can be imported before a run; using it then is an error.
+    """
+
+    @property
+    def __class__(self) -> type:
+        return ContextObject
+
+    @__class__.setter
+    def __class__(self, value: type) -> None:
+        raise TypeError("The class of trainlab.context cannot be changed.")
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(run_context(), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(run_context(), name, value)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(run_context(), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(run_context()) if current_run() is not None else dir(ContextObject)
+
+    def __repr__(self) -> str:
+        return repr(run_context()) if current_run() is not None else "<the context of no running experiment>"
+
+
+context = cast(ContextObject, _RunningContext())
+
+
+def place_on_correct_device(*args: Any) -> list[Any]:
+    """Move things to where the running experiment trains: a GPU if its ``cuda`` says so and there is one.
+
+    Args:
+        *args: Tensors, arrays of numbers (they become tensors), modules, what else has ``to``, and dicts, lists,
+            tuples and dataclasses of these. All else comes back as it is.
+
+    Returns:
+        The moved things, as a list. Outside of an experiment they are on the device that TRAINLAB_DEVICE names, or on
+        a GPU if there is one.
+
+    Source: ``pystematic.torch.place_on_correct_device``.
+    """
+    device = _correct_device(current_run())
+    return [to_device(one, device, warned=_warned) for one in args]
+
+
+def _correct_device(run: CurrentRun | None) -> torch.device:
+    if run is None or "cuda" not in run.params:
+        return choose_device()
+    return torch.device("cuda" if run.params["cuda"] and torch.cuda.is_available() else "cpu")
+
+
+def transform(container: Container, run: CurrentRun) -> None:
+    """Do what the parameters of a run say; see ``Container.autotransform``.
+
+    Args:
+        container: what to load, move and share.
+        run: the run.
+    """
+    checkpoint = run.params.get("checkpoint")
+    if checkpoint is None and run.folder is not None and run.folder.resumes:
+        checkpoint = newest_of_run(run.output_dir)
+    if checkpoint is not None:
+        container.load_state_dict(load_checkpoint(checkpoint))
+    if run.params.get("cuda") and torch.cuda.is_available():
+        container.cuda()
+    if run.params.get("distributed"):
+        container.ddp()

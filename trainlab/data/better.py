@@ -1,0 +1,125 @@
+"""BetterDataLoader: the loader for a training loop of one's own, which goes on where its checkpoint was made."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from trainlab.data.loader import DataLoader
+from trainlab.data.stream import BatchStream
+from trainlab.distributed import get_num_processes, get_rank
+from trainlab.errors import CheckpointMismatchError, InvalidTypeError
+
+__all__ = ["BetterDataLoader"]
+
+_KEYS = {"epoch", "records", "batches", "stream"}
+
+
+class BetterDataLoader(DataLoader):
+    """A ``DataLoader`` that knows its epoch and its position, for a loop without a Trainer.
+
+    Each iteration is an epoch with an order of its own, a function of the seed and the epoch's number; nobody has to
+    call ``set_epoch``. With a process group, each rank gets its piece of every batch, all pieces of the same size: a
+    batch that cannot be divided so is filled up with its own first records. ``state_dict`` tells where the loop is; a
+    loader with that state goes on after the last batch that was given, in the middle of an epoch too.
+
+    Args:
+        dataset: As ``DataLoader``'s.
+        shuffle: Whether every epoch has an order of its own. Default False.
+        random_seed: An int of which the order is a function. Default 0.
+        generator: Its initial seed takes the place of ``random_seed``. Default none.
+        **options: All others that ``DataLoader`` takes, ``batch_size`` among them: that of all ranks together.
+
+    Raises:
+        InvalidTypeError: ``random_seed`` is no int.
+
+    Source: ``pystematic.torch.BetterDataLoader``.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        shuffle: bool = False,
+        random_seed: int = 0,
+        *,
+        generator: torch.Generator | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(random_seed, bool) or not isinstance(random_seed, int):
+            raise InvalidTypeError(f"random_seed is an int. Received: {random_seed!r}.")
+        if generator is None:
+            generator = torch.Generator().manual_seed(random_seed % 2**64)
+        super().__init__(dataset, shuffle=shuffle, generator=generator, **options)
+        # The epoch that is next, and where in it to begin.
+        self._epoch = 0
+        self._position: dict[str, Any] | None = None
+        # That of the iteration that was begun last, while it goes on.
+        self._stream: BatchStream | None = None
+        self._given = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        position, self._position = self._position, None
+        stream = self._open_stream()
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        begun: dict[str, Any] = position or {"records": 0, "batches": 0, "stream": None}
+        self._stream, self._given = stream, begun["batches"]
+        stream.start_epoch(epoch, records=begun["records"], batches=begun["batches"], state=begun["stream"])
+        return self._batches(stream)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tell where the loop is.
+
+        Returns:
+            The epoch, and the position in it after the last batch that was given.
+        """
+        if self._stream is None:
+            position = self._position or {"records": 0, "batches": 0, "stream": None}
+            return {"epoch": self._epoch, **position}
+        stream = self._stream
+        return {
+            "epoch": self._epoch - 1,
+            "records": stream.position(),
+            "batches": self._given,
+            "stream": stream.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Let the next iteration go on where another one was.
+
+        Args:
+            state: What ``state_dict`` gave.
+
+        Raises:
+            CheckpointMismatchError: It is no such state.
+        """
+        if not isinstance(state, Mapping) or set(state) != _KEYS:
+            raise CheckpointMismatchError(
+                f"The state of a BetterDataLoader has the entries {', '.join(sorted(_KEYS))}. Received: {state!r:.200}."
+            )
+        self._stream = None
+        self._epoch = state["epoch"]
+        self._position = {key: state[key] for key in ("records", "batches", "stream")}
+
+    def _open_stream(self) -> BatchStream:
+        rank, ranks = get_rank(), get_num_processes()
+        pads = not self.iterable and self.batch_size is not None and not self.sharded
+        return BatchStream(
+            self,
+            seed=0,  # the generator's takes its place
+            data_rank=rank,
+            data_size=ranks,
+            uneven="pad" if pads else "scale",
+            role="iterated",
+            warn=False,
+        )
+
+    def _batches(self, stream: BatchStream) -> Iterator[Any]:
+        try:
+            for batch in stream:
+                if self._stream is stream:
+                    self._given += 1
+                yield batch
+        finally:
+            if self._stream is stream:
+                self._stream = None
+            stream.close()
