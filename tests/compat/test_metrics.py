@@ -60,7 +60,7 @@ def test_training_metrics_are_averaged_over_all_elements(open_run: Open, values:
     context = open_run()
     averages, _ = run(context, training=lambda i: {"value": values[i]})
     assert averages["value"] == (None if average is None else pytest.approx(average))
-    context.session.recorder.flush()
+    context.session.series.flush()
     (line,) = [r for r in _lines(context) if r["kind"] == "training"]
     assert line["metrics"]["value"] == (None if average is None else pytest.approx(average))
 

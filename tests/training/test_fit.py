@@ -23,7 +23,7 @@ def fit(context: trainlab.TrialContext, trial: Any = None, **arguments: Any) -> 
 
 def lines(context: trainlab.TrialContext, kind: str) -> list[dict[str, Any]]:
     """The records of one kind in metrics.jsonl."""
-    context.session.recorder.flush()
+    context.session.series.flush()
     path = context.run_dir / "metrics.jsonl"
     return [r for r in map(json.loads, path.read_text().splitlines()) if r["kind"] == kind] if path.exists() else []
 

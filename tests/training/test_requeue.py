@@ -1,5 +1,6 @@
 """When a SLURM job is put back into the queue, by what `scontrol` says; tests/slurm has the same in real jobs."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import trainlab
+from tests.training import jobs
 from trainlab.distributed import slurm
 from trainlab.errors import PeerFailedError
 from trainlab.training.requeue import requeue
@@ -73,6 +75,32 @@ def test_what_another_rank_failed_by_is_not_requeued(
         for number, handler in before.items():
             signal.signal(number, handler)
     assert (calls.exists() and "requeue 1" in calls.read_text()) is expected
+
+
+@pytest.mark.parametrize(
+    ("job", "switch", "status"),
+    [
+        (RUNNING, "1", "preempted"),
+        (RUNNING.replace("Restarts=0", "Restarts=1"), "1", "preempted"),
+        (RUNNING, "0", "interrupted"),
+    ],
+)
+def test_a_run_whose_job_goes_on_is_preempted(
+    scontrol: Scontrol, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, job: str, switch: str, status: str
+) -> None:
+    """Where trainlab or SLURM puts the job back into the queue the run is preempted, otherwise interrupted."""
+    scontrol(f"echo '{job}'")
+    monkeypatch.setenv("TRAINLAB_REQUEUE", switch)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)}
+    try:
+        with pytest.raises(SystemExit) as ended, trainlab.init(run_dir=tmp_path / "run", progress=False) as context:
+            os.kill(os.getpid(), signal.SIGUSR1)
+            trainlab.Trainer(jobs.Noted(context, {}), context).fit(max_length=trainlab.Batch(5))
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert ended.value.code == 128 + signal.SIGUSR1
+    assert json.loads((tmp_path / "run/run.json").read_text())["status"] == status
 
 
 @pytest.mark.parametrize("name", ["TERM", "USR1", "USR2"])

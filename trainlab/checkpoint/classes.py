@@ -107,9 +107,10 @@ def class_name(cls: type) -> str:
         cls: The class.
 
     Returns:
-        The name.
+        The name. The program's module is ``__main__`` in every process of it.
     """
-    return f"{cls.__module__}:{cls.__qualname__}"
+    module = "__main__" if cls.__module__ == "__mp_main__" else cls.__module__
+    return f"{module}:{cls.__qualname__}"
 
 
 def kind_of(cls: type) -> str | None:

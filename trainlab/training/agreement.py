@@ -4,7 +4,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from trainlab.errors import DisagreementError
+from trainlab.errors import DisagreementError, PeerFailedError
+from trainlab.runs.current import current_run
 from trainlab.training.context import TrialContext
 
 __all__ = ["Agreement", "check_given", "disagreement"]
@@ -27,6 +28,7 @@ class Agreement:
         next_batch: the number of batches trained at which the next point is; None for a single process, which need
             not agree with anyone.
         signal: the number of the signal that asked for the stop, of whichever rank; 0 if none did.
+        is_pruned: whether a search ends the run.
     """
 
     def __init__(self, context: TrialContext) -> None:
@@ -36,24 +38,32 @@ class Agreement:
         self._since = (time.monotonic(), context.progress.batches_trained)
         self.next_batch: int | None = None if self.stops_at_once else context.progress.batches_trained + 1
         self.signal = 0
+        self.is_pruned = False
 
-    def reach(self, *, received: int, is_settled: bool) -> bool:
+    def reach(self, *, received: int, is_settled: bool, is_pruned: bool = False) -> bool:
         """Agree, at the same batch on every rank. A stop in the middle of an accumulation may have to wait for its end.
 
         Args:
             received: the signal that this rank got, 0 for none.
             is_settled: whether a checkpoint that is being written is done, as this rank sees it.
+            is_pruned: whether the search ends the run, as the chief was told. Default False.
 
         Returns:
             Whether all ranks see it so; never for a single process, which need not ask.
+
+        Raises:
+            DisagreementError: a rank has drawn another number of the run's seeds than rank 0.
         """
         if self.stops_at_once:
-            self.signal = received
+            self.signal, self.is_pruned = received, is_pruned
             return False
-        context = self._context
-        stop, batches, unsettled, self.signal = self._exchange.maximum(
-            [int(context.stop_asked), self._pace(), int(not is_settled), received]
+        context, seeds = self._context, _seeds_drawn()
+        stop, batches, unsettled, self.signal, pruned, most_seeds, least_seeds = self._exchange.maximum(
+            [int(context.stop_asked), self._pace(), int(not is_settled), received, int(is_pruned), seeds, -seeds]
         )
+        self.is_pruned = bool(pruned)
+        if most_seeds != -least_seeds:
+            raise self._other_seeds(seeds)
         context.distributed.phase("train", context.progress.batches_trained)
         left = context.batches_left_in_group()
         context.stop_requested = bool(stop) and not left
@@ -73,6 +83,19 @@ class Agreement:
             return self.next_batch if boundary is None else boundary
         return min(boundary, self.next_batch)
 
+    def _other_seeds(self, drawn: int) -> DisagreementError:
+        """The error of ranks of which one has drawn a seed more; told by the first that differs from rank 0."""
+        of_ranks: list[int] = self._context.distributed.allgather(drawn)
+        rank, other = next((rank, count) for rank, count in enumerate(of_ranks) if count != of_ranks[0])
+        error = DisagreementError(
+            f"The ranks have not drawn the same seeds. Received: {other} calls of new_seed on rank {rank}, "
+            f"{of_ranks[0]} on rank 0, up to batch {self._context.progress.batches_trained}. Call new_seed on all "
+            "ranks alike, not under a condition that differs between them."
+        )
+        if rank != self._context.distributed.rank:
+            error.__cause__ = PeerFailedError(str(error))
+        return error
+
     def _pace(self) -> int:
         """How many batches the chief takes a second; 0 on other ranks, whose clocks do not count."""
         now, batch = time.monotonic(), self._context.progress.batches_trained
@@ -82,6 +105,11 @@ class Agreement:
             return 0
         rate = (batch - before) / max(now - since, 1e-6)
         return max(1, min(int(rate * _AIM_SECONDS), _MOST_BATCHES))
+
+
+def _seeds_drawn() -> int:
+    run = current_run()
+    return 0 if run is None else run.seeds.count
 
 
 def check_given(mine: Mapping[str, Any], of_chief: Mapping[str, Any], rank: int) -> None:

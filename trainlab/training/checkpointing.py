@@ -23,6 +23,7 @@ from trainlab.checkpoint import (
     place_like,
     place_tree,
 )
+from trainlab.checkpoint.classes import class_name
 from trainlab.data import BatchStream
 from trainlab.distributed import RngState, preserved_rng
 from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError, PeerFailedError
@@ -31,7 +32,7 @@ from trainlab.parallel import users_module
 from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
-from trainlab.training.differences import made_with, name_of, warn_of_differences
+from trainlab.training.differences import made_with, warn_of_differences
 from trainlab.training.init import versions
 from trainlab.training.rank_state import own_of, own_parts
 from trainlab.training.trial import Trial
@@ -203,7 +204,7 @@ class Checkpointing:
     def _recording(self, *, final: bool) -> dict[str, Any] | None:
         """Where the series are; None if they cannot be written, so that no checkpoint may be ahead of them."""
         try:
-            return self._context.session.recorder.state_dict()
+            return self._context.session.series.state_dict()
         except OSError as error:
             lost = CheckpointError(
                 f"What was recorded cannot be written, and no checkpoint is made without it: {error}. "
@@ -331,7 +332,7 @@ class Checkpointing:
             state=content if ranks.is_chief else own_of(content, shards=self._context.parallel.shards),
             details={
                 "progress": content["progress"],
-                "trial_class": name_of(type(self._trial)),
+                "trial_class": class_name(type(self._trial)),
                 "hparams": self._context.given_hparams,
                 "exp_conf": self._context.given_exp_conf,
                 "versions": versions(),

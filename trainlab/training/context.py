@@ -81,7 +81,7 @@ class TrialContext(RunConfig, RunStatus):
         self.stops_at_once = distributed.size == 1 and not self.parallel.shards
         # Whether closing the context closes the process group, too.
         self.closes_distributed = False
-        self.progress = Progress()
+        self.progress = session.progress = Progress()
         self.experimental = ExperimentalContext(self)
         self.reducers = ReducerRegistry()
         self.model_names: list[str] = []

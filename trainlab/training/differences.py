@@ -4,12 +4,13 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
+from trainlab.checkpoint.classes import class_name
 from trainlab.parallel import users_module
 from trainlab.training.context import TrialContext
 from trainlab.training.init import versions
 from trainlab.training.trial import Trial
 
-__all__ = ["length_of", "made_with", "name_of", "warn_of_differences"]
+__all__ = ["length_of", "made_with", "warn_of_differences"]
 
 logger = logging.getLogger("trainlab.training")
 
@@ -26,13 +27,13 @@ def made_with(trial: Trial, context: TrialContext, loader: Any) -> dict[str, Any
         Plain values by the words in which a person is told of them; None for what cannot be known.
     """
     return {
-        "Trial class": name_of(type(trial)),
+        "Trial class": class_name(type(trial)),
         "seed": context.get_trial_seed(),
         "precision": context.precision.name,
         "aggregation_frequency": context.aggregation_frequency,
         "records in the training data set": length_of(getattr(loader, "dataset", None)),
         "training batch size": _plain(getattr(loader, "batch_size", None)),
-        "class of the training loader": name_of(type(loader)),
+        "class of the training loader": class_name(type(loader)),
         "training loader with workers": bool(getattr(loader, "num_workers", 0)),
         "parameters that are trained": {
             name: sum(p.numel() for p in users_module(model).parameters() if p.requires_grad)
@@ -59,18 +60,6 @@ def warn_of_differences(saved: Mapping[str, Any], now: Mapping[str, Any]) -> Non
                 saved[what],
                 now[what],
             )
-
-
-def name_of(kind: type) -> str:
-    """Name a class.
-
-    Args:
-        kind: the class.
-
-    Returns:
-        ``module:qualified name``.
-    """
-    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def length_of(sized: Any) -> int | None:

@@ -22,6 +22,11 @@ from trainlab.parallel import DDPOptions, FSDPOptions, make_parallel
 from trainlab.precision import Precision
 from trainlab.recording import LineDisplay
 from trainlab.runs import JoinedFolder, RunFolder
+from trainlab.runs.current import CurrentRun, current_run
+from trainlab.runs.lent_folder import LentFolder
+from trainlab.runs.run_record import folder_of_program
+from trainlab.runs.surroundings import record_surroundings
+from trainlab.runs.yaml_text import masked
 from trainlab.storage import open_store
 from trainlab.training.agreement import check_given
 from trainlab.training.context import TrialContext
@@ -61,20 +66,25 @@ def init(
     Use it in a ``with`` block, or as a plain call (a notebook): then the run is closed at exit.
     All random generators are seeded here. Where the environment says that this process is one of several (torchrun,
     SLURM), they find each other here, and train together; the same call is made on each.
+    In the main function of an experiment the first call without ``run_dir`` opens the experiment's own run, with its
+    folder, parameters and seed; a second one gets a folder in ``runs`` of that folder.
 
     Args:
-        hparams: the hyperparameters by name. Default none.
+        hparams: the hyperparameters by name. Default none; in an experiment its parameters, as plain data and without
+            secrets.
         exp_conf: a configuration of your own, for ``get_experiment_config``. Default none.
         distributed: who this process is among several. Default: found out from the environment.
         aggregation_frequency: optimizers step at every so-manieth batch, on summed gradients. Default 1.
         name: the run's name, for its folder ``runs/<name>/…``. Default: the script's name.
         run_dir: the run's folder exactly, or any URL that fsspec knows (``s3://bucket/runs/a``); if it holds a run,
             that run is continued. Default: the environment variable TRAINLAB_RUN_DIR, or a new folder; where a launch
-            starts its processes again, or SLURM a batch job, the folder that they had before.
+            starts its processes again, or SLURM a batch job, the folder that they had before. With TRAINLAB_RESUME=1 in
+            the environment ``fit`` goes on from the newest checkpoint of a continued run by itself.
         seed: the run's seed, an int ≥ 0. Default: that of the run in ``run_dir``, the environment variable
-            TRAINLAB_SEED, or 0.
+            TRAINLAB_SEED, or 0; in an experiment its ``random_seed``.
         precision: "fp32", "bf16" or "fp16". Default "fp32".
-        device: where to train. Default: the environment variable TRAINLAB_DEVICE, or CUDA, then MPS, then the CPU.
+        device: where to train. Default: the environment variable TRAINLAB_DEVICE, or CUDA, then MPS, then the CPU; the
+            CPU in an experiment with ``--no-cuda``.
         enable_tensorboard_logging: whether trainlab writes its own TensorBoard series. Default True.
         progress: whether to show a progress bar, or lines where there is no terminal. Default True.
         uneven: how several ranks treat a batch that they cannot share evenly: "scale", "drop" or "pad".
@@ -159,11 +169,17 @@ def open_context(
     Returns:
         The context.
     """
+    run = current_run()
+    if run is not None:
+        hparams = run.hparams if hparams is None else hparams
+        seed = run.random_seed if seed is None else seed
+        device = "cpu" if device is None and not run.uses_gpus else device
     default_seed = _seed_of_environment() if seed is None else _checked_seed(seed)
     _check_types(hparams=hparams, exp_conf=exp_conf, distributed=distributed, run_dir=run_dir)
     _check_aggregation(aggregation_frequency)
     _check_choices(name=name, uneven=uneven, progress=progress, enable_tensorboard_logging=enable_tensorboard_logging)
-    if run_dir is None:
+    lender = run if run is not None and run_dir is None and run.can_lend_folder else None
+    if run_dir is None and lender is None:
         run_dir = os.environ.get("TRAINLAB_RUN_DIR") or None
     _check_storage(checkpoint_storage, storage_options, run_dir)
     device = choose_device(device)
@@ -180,6 +196,8 @@ def open_context(
                 distributed,
                 name=_script_name() if name is None else name,
                 run_dir=run_dir,
+                root="runs" if run is None else run.output_dir / "runs",
+                lender=lender,
                 storage_options=storage_options if _is_url(run_dir) else None,
                 seed=seed,
                 default_seed=default_seed,
@@ -219,6 +237,10 @@ def open_context(
             )
             if hparams is not None or not folder.params_file.exists():
                 folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
+            if hparams is not None and (lender is None or hparams is not lender.hparams):
+                folder.write_record(**{"params" if lender is None else "hparams": masked(hparams)})
+            if lender is None and distributed.is_chief:
+                folder.write_record(git=record_surroundings(folder_of_program(), folder.path))
             storage = None if checkpoint_storage is None else session.checkpoints.url
             folder.write_record(
                 seed=seed,
@@ -230,6 +252,9 @@ def open_context(
             )
             folder.push()
             context.closes_distributed, context.run_number = is_ours, told["number"]
+            if run is not None and run.folder is not None:
+                run.at_end.push(lambda kind, error, traceback: context.close(error))
+                run.is_trained = run.is_trained or lender is not None
             distributed.watchdog.on_failure(functools.partial(_note_failure, context))
             if distributed.size > 1:
                 logger.info("CPU threads of this rank: %d.", torch.get_num_threads())
@@ -244,6 +269,8 @@ def _open_folder(
     *,
     name: str,
     run_dir: str | os.PathLike[str] | None,
+    root: str | os.PathLike[str],
+    lender: CurrentRun | None,
     storage_options: Mapping[str, Any] | None,
     seed: int | None,
     default_seed: int,
@@ -254,17 +281,7 @@ def _open_folder(
     opened: list[RunFolder] = []
 
     def on_chief() -> dict[str, Any]:
-        # The launch's folder is for its first run, and not for those of the programs that this one may start.
-        of_launch = os.environ.pop("TRAINLAB_LAUNCH_RUN", None) if run_dir is None else None
-        launch = launched()
-        folder = RunFolder.open(
-            name=name,
-            run_dir=of_launch or run_dir,
-            storage_options=storage_options,
-            launch_id=None if launch is None else launch.id,
-            attempt=0 if launch is None else launch.attempt,
-            is_launchers=bool(of_launch),
-        )
+        folder = _own_folder(name, run_dir, root, storage_options) if lender is None else _lent_folder(lender)
         try:
             begun_with = folder.record.get("seed")
             told = {
@@ -287,7 +304,40 @@ def _open_folder(
         {"seed": told["seed"], **told["given"]},
         distributed.rank,
     )
-    return (opened[0] if distributed.is_chief else JoinedFolder(told["folder"], distributed.rank)), told
+    if distributed.is_chief:
+        return opened[0], told
+    return (JoinedFolder(told["folder"], distributed.rank) if lender is None else _lent_folder(lender)), told
+
+
+def _lent_folder(lender: CurrentRun) -> LentFolder:
+    assert lender.folder is not None  # it can lend one; kept for the type checker
+    return LentFolder(lender.folder)
+
+
+def _own_folder(
+    name: str,
+    run_dir: str | os.PathLike[str] | None,
+    root: str | os.PathLike[str],
+    storage_options: Mapping[str, Any] | None,
+) -> RunFolder:
+    """Open a folder that nobody has opened before."""
+    switch = os.environ.get("TRAINLAB_RESUME") or "0"
+    if switch not in ("0", "1"):
+        raise InvalidValueError(f"TRAINLAB_RESUME is 0 or 1. Received: {switch!r}.")
+    # The launch's folder is for its first run, and not for those of the programs that this one may start.
+    of_launch = os.environ.pop("TRAINLAB_LAUNCH_RUN", None) if run_dir is None else None
+    launch = launched()
+    folder = RunFolder.open(
+        name=name,
+        run_dir=of_launch or run_dir,
+        root=root,
+        storage_options=storage_options,
+        launch_id=None if launch is None else launch.id,
+        attempt=0 if launch is None else launch.attempt,
+        is_launchers=bool(of_launch),
+    )
+    folder.resumes = folder.resumes or (switch == "1" and folder.continues)
+    return folder
 
 
 def _note_failure(context: TrialContext, failure: Failure) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from trainlab.errors import MetricError
 from trainlab.schedule import Progress
 
-__all__ = ["Judge"]
+__all__ = ["Judge", "metric_value"]
 
 logger = logging.getLogger("trainlab.training")
 
@@ -35,7 +35,7 @@ class Judge:
             MetricError: the metric is not among them, or is not one number.
         """
         if self._metric is not None:
-            self._value(metrics, self._metric)
+            metric_value(metrics, self._metric, "fit was told to judge by")
 
     def note(self, metrics: Mapping[str, Any], progress: Progress) -> bool:
         """Tell whether a validation is strictly better than all before, and if so write that into the progress.
@@ -54,7 +54,7 @@ class Judge:
         if self._metric is None:
             return False
         value, judged_by = (
-            self._value(metrics, self._metric),
+            metric_value(metrics, self._metric, "fit was told to judge by"),
             f"{'min' if self._smaller_is_better else 'max'} {self._metric}",
         )
         if progress.best_judged_by not in (None, judged_by):
@@ -72,17 +72,29 @@ class Judge:
         progress.best_checkpoint = None
         return True
 
-    @staticmethod
-    def _value(metrics: Mapping[str, Any], metric: str) -> float:
-        if metric not in metrics:
-            raise MetricError(
-                f"The validation gives no metric {metric!r}, which fit was told to judge by. "
-                f"It gives: {', '.join(map(repr, sorted(metrics))) or 'none'}."
-            )
-        try:
-            return float(metrics[metric])
-        except (TypeError, ValueError):
-            raise MetricError(
-                f"The metric {metric!r}, which fit was told to judge by, must be one number. "
-                f"Received: {metrics[metric]!r}."
-            ) from None
+
+def metric_value(metrics: Mapping[str, Any], metric: str, why: str) -> float:
+    """Look up the number that a validation is judged by.
+
+    Args:
+        metrics: the validation's metrics by name.
+        metric: its name.
+        why: who asks for it, for errors: "the metric 'loss', which ...".
+
+    Returns:
+        The number.
+
+    Raises:
+        MetricError: the metric is not among them, or is not one number.
+    """
+    if metric not in metrics:
+        raise MetricError(
+            f"The validation gives no metric {metric!r}, which {why}. "
+            f"It gives: {', '.join(map(repr, sorted(metrics))) or 'none'}."
+        )
+    try:
+        return float(metrics[metric])
+    except (TypeError, ValueError):
+        raise MetricError(
+            f"The metric {metric!r}, which {why}, must be one number. Received: {metrics[metric]!r}."
+        ) from None

@@ -91,12 +91,12 @@ class Reporter:
         record = self._record("validation", metrics, {}, {})
         logger.info("Validation after batch %d: %s.", record.batch, metrics)
         if self._records:
-            self._context.session.recorder.record(record)
+            self._context.session.series.record(record)
         self._context.session.display.validation_end(record)
 
     def _tell(self, record: Record) -> None:
         if self._records:
-            self._context.session.recorder.record(record)
+            self._context.session.series.record(record)
         self._context.session.display.report(record)
 
     def _record(self, kind: Any, metrics: dict[str, Any], optim: dict[str, float], perf: dict[str, float]) -> Record:

@@ -11,10 +11,13 @@ from types import FrameType
 from trainlab.distributed import DistributedContext
 from trainlab.distributed.slurm import scontrol
 from trainlab.errors import InvalidValueError
+from trainlab.runs.ending import Preempted
 
 __all__ = ["end_by_signal", "requeue", "requeues_wanted"]
 
 logger = logging.getLogger("trainlab.training")
+
+_BY_SLURM = "SLURM does that already"
 
 
 def end_by_signal(
@@ -32,8 +35,8 @@ def end_by_signal(
         earlier: the handler of this rank; None if it had none of Python's.
 
     Returns:
-        What ends the run: SystemExit(128 + number), or what the handler raised. No rank has it before the job is back
-        in the queue: an end of one may be the end of all.
+        What ends the run: SystemExit(128 + number), or what the handler raised; as Preempted, if the job is in the
+        queue again. No rank has it before the job is back in the queue: an end of one may be the end of all.
     """
     ended_by: BaseException = SystemExit(128 + number)
     has_raised = False
@@ -44,12 +47,11 @@ def end_by_signal(
         except BaseException as raised:  # submitit's ends the process here, where it has requeued the job
             ended_by, has_raised = raised, True
 
-    def on_chief() -> None:
-        if not has_raised:
-            requeue(number)
+    def on_chief() -> bool:
+        return requeue(number) if not has_raised else _was_requeued_by_handler(ended_by)
 
-    distributed.on_chief(on_chief)
-    return ended_by
+    goes_on = distributed.on_chief(on_chief)
+    return Preempted(ended_by.code) if goes_on and isinstance(ended_by, SystemExit) else ended_by
 
 
 def requeue(number: int, *, failed: bool = False) -> bool:
@@ -61,7 +63,7 @@ def requeue(number: int, *, failed: bool = False) -> bool:
             the tasks that are left when one is lost. Default False.
 
     Returns:
-        Whether the job was put back. What went wrong is logged, with what to do.
+        Whether the job is in the queue again. What went wrong is logged, with what to do.
 
     Raises:
         InvalidValueError: TRAINLAB_REQUEUE or TRAINLAB_MAX_REQUEUES makes no sense.
@@ -79,7 +81,7 @@ def requeue(number: int, *, failed: bool = False) -> bool:
         reason = _why_not(_fields(told), environ, number, most, failed)
         if reason:
             logger.info("SLURM job %s is not requeued: %s.", job, reason)
-            return False
+            return reason == _BY_SLURM
         _scontrol("requeue", job)
     except (OSError, subprocess.SubprocessError) as error:
         detail = getattr(error, "stderr", None)
@@ -114,6 +116,11 @@ def requeues_wanted(environ: Mapping[str, str]) -> tuple[bool, int | None]:
     return switch == "1", None if most is None else int(most)
 
 
+def _was_requeued_by_handler(ended_by: BaseException) -> bool:
+    """Tell whether submitit's handler has put the job back. Source: its ``SignalHandler``, which then exits."""
+    return "SUBMITIT_EXECUTOR" in os.environ and isinstance(ended_by, SystemExit)
+
+
 def _why_not(job: Mapping[str, str], environ: Mapping[str, str], number: int, most: int | None, failed: bool) -> str:
     """Why a job is not to be requeued, as SLURM sees it; empty if it is.
 
@@ -126,7 +133,7 @@ def _why_not(job: Mapping[str, str], environ: Mapping[str, str], number: int, mo
     if job.get("BatchFlag") != "1":
         return "it is interactive"
     if int(job.get("Restarts", 0)) > restarts:
-        return "SLURM does that already"
+        return _BY_SLURM
     if job.get("JobState") not in ("RUNNING", "SIGNALING") and not is_over_time:
         return f"SLURM ends it, and it has neither been preempted nor run out of time ({job.get('JobState')})"
     if number == signal.SIGTERM and not (is_preempted or is_over_time):

@@ -19,7 +19,7 @@ class FitResult:
         best_metric: the best value so far of the metric named to ``fit``, or None.
         last_checkpoint: the newest checkpoint, a path (a URL on a remote store); None after ``test_mode``.
         best_checkpoint: the checkpoint of the best validation, if one was made.
-        stop_reason: "max_length" or "stop_requested".
+        stop_reason: "max_length", "stop_requested", or "pruned": the search that the run is a trial of has ended it.
     """
 
     progress: Progress
@@ -27,4 +27,4 @@ class FitResult:
     best_metric: float | None
     last_checkpoint: Path | str | None
     best_checkpoint: Path | str | None
-    stop_reason: Literal["max_length", "stop_requested"]
+    stop_reason: Literal["max_length", "stop_requested", "pruned"]

@@ -14,15 +14,18 @@ from trainlab.distributed.failure import is_consequence
 from trainlab.errors import InvalidStateError, RunFolderError, TrainlabError
 from trainlab.recording import (
     Backend,
-    Display,
     JsonlBackend,
     LineDisplay,
     NoDisplay,
-    Recorder,
+    Series,
     TensorBoardBackend,
     make_display,
 )
 from trainlab.runs import FolderLock, RankOutput, RunFolder, take_lock
+from trainlab.runs.ending import status_of, told_error
+from trainlab.runs.plain_numbers import plain_numbers
+from trainlab.runs.shown_warnings import ShownWarnings
+from trainlab.schedule import Progress
 from trainlab.storage import Store, open_store
 from trainlab.training.requeue import requeue
 from trainlab.training.signals import EarlySignals
@@ -33,7 +36,7 @@ logger = logging.getLogger("trainlab.training")
 
 
 class Session:
-    """A run's folder, its recorder and its display, opened together and closed together.
+    """A run's folder, its series and its display, opened together and closed together.
 
     Of several ranks the chief has them all; the others have a log, and nothing that writes or shows anything else.
 
@@ -51,8 +54,9 @@ class Session:
         latest_checkpoint: the newest valid checkpoint, or None.
         last_checkpoint: the one that the last fit went on from or made, or None.
         display: what a person sees.
-        recorder: what is written.
+        series: what is written.
         ended_by: what ended the last fit, if it did not end well.
+        progress: the counters of the run, once a context has them.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Session:
         self.is_chief = self._distributed.is_chief
         self.display = make_display(progress) if self.is_chief else NoDisplay()
         self.ended_by: BaseException | None = None
+        self.progress: Progress | None = None
         self._closed = folder is None
         self._pid = os.getpid()
         if folder is None:
@@ -86,12 +91,11 @@ class Session:
         self._tensorboard = TensorBoardBackend(folder.tensorboard)
         self._tensorboard.enabled = enable_tensorboard_logging
         backends: list[Backend] = [JsonlBackend(folder.metrics_file), self._tensorboard] if self.is_chief else []
-        self.recorder = Recorder(folder.path, backends)
+        self.series = Series(folder.path, backends)
         folder.attach_log()
         self._output = RankOutput.open(folder.path, self._distributed.rank)
         shown = LineDisplay() if self.is_chief and not progress else self.display
-        self._warnings = _Warnings(shown)
-        logging.getLogger("trainlab").addHandler(self._warnings)
+        self._warnings = ShownWarnings(shown.say)
         atexit.register(self.close)
 
     @property
@@ -130,12 +134,12 @@ class Session:
     def secure_series(self) -> None:
         """Bring what was recorded so far to the disk, or to the run's store: a checkpoint must not be ahead of it.
 
-        Called beside the training; the recorder was flushed when the checkpoint was taken.
+        Called beside the training; the series were flushed when the checkpoint was taken.
 
         Raises:
             OSError: it cannot be done.
         """
-        for path in self.recorder.files():
+        for path in self.series.files():
             with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
                 os.fsync(file.fileno())
         self.folder.push()
@@ -158,9 +162,32 @@ class Session:
             told: what went wrong.
         """
         try:
-            self.folder.write_record(status="failed", error=told)
+            self.folder.note_failure(told)
         except (OSError, TrainlabError) as error:  # what went wrong is told elsewhere, too
             logger.info("The run's record could not be written: %s", error)
+
+    def note_fit(self, stop_reason: str) -> None:
+        """Write down how far a fit that has come to its end has brought the run.
+
+        Args:
+            stop_reason: why it has ended.
+        """
+        try:
+            self.folder.write_record(**self._progress_made(), stop_reason=stop_reason)
+        except (OSError, TrainlabError) as error:  # it is tried again when the run is closed
+            logger.warning("The run's record could not be written: %s", error)
+
+    def _progress_made(self) -> dict[str, Any]:
+        """What the record says of the training; nothing where nothing was trained."""
+        progress = self.progress
+        if progress is None or progress.batches_trained == 0:
+            return {}
+        return {
+            "batches_trained": progress.batches_trained,
+            "epochs_trained": progress.epochs_trained,
+            "metrics": plain_numbers(progress.validation_metrics),
+            "best_metric": progress.best_metric,
+        }
 
     def close(self, error: BaseException | None = None) -> None:
         """Close the files and the lock, and write down how the run ended.
@@ -174,14 +201,13 @@ class Session:
         error = self.ended_by if error is None else error
         is_requeued = self._requeued(error)
         atexit.unregister(self.close)
-        logging.getLogger("trainlab").removeHandler(self._warnings)
+        self._warnings.close()
         try:
             try:
                 self.display.close()
-                self.recorder.close()
-                self.folder.write_record(
-                    status=_status(error), error=None if error is None else f"{type(error).__name__}: {error}"
-                )
+                self.series.close()
+                status = "preempted" if is_requeued else status_of(error)
+                self.folder.write_record(**self._progress_made(), status=status, error=told_error(error))
             finally:
                 if self._storage_lock is not None:
                     self._storage_lock.release()
@@ -202,25 +228,12 @@ class Session:
 
         It goes to the program's subprocesses, too. What another rank has failed by is no such failure.
         """
-        if self._signals is None or not self.is_chief or error is None or _status(error) != "failed":
+        if self._signals is None or not self.is_chief or error is None or status_of(error) != "failed":
             return False
         number, first = self._signals.take(), self._distributed.watchdog.failure
         if number is None or is_consequence(error) or (first is not None and first.rank != self._distributed.rank):
             return False
         return requeue(number, failed=True)
-
-
-class _Warnings(logging.Handler):
-    """Shows warnings where the program has set up no logging: beside log.txt, Python's last resort does not."""
-
-    def __init__(self, display: Display) -> None:
-        super().__init__(logging.WARNING)
-        self.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-        self._display = display
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not logging.getLogger().handlers:
-            self._display.say(self.format(record))
 
 
 class _NoWriter:
@@ -245,9 +258,3 @@ def _lock_of(store: Store, folder: RunFolder) -> FolderLock | None:
             "checkpoint_storage, or make this place writable."
         ) from error
     return take_lock(path, path, "folder of checkpoints", "checkpoint_storage")
-
-
-def _status(error: BaseException | None) -> str:
-    if error is None or (isinstance(error, SystemExit) and error.code in (None, 0)):
-        return "finished"
-    return "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"

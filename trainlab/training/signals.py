@@ -28,20 +28,19 @@ class EarlySignals:
     """
 
     def __init__(self) -> None:
-        self._numbers: list[int] = []
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread() and in_batch_job(os.environ):
             numbers = (signal.SIGTERM, *_announcements())
             foreign = _caught_outside_python()
-            self._numbers = [one for one in numbers if signal.getsignal(one) in _UNSET and one not in foreign]
-            for number in self._numbers:
-                signal.signal(number, _wait)
+            wanted = [one for one in numbers if _is_unset(signal.getsignal(one)) and one not in foreign]
+            self._before = {number: signal.signal(number, _wait) for number in wanted}
 
     def close(self) -> None:
-        """Put back the default action."""
+        """Put back what was there before: the default action, or what ends an experiment's run."""
         if threading.current_thread() is threading.main_thread():
-            for number in self._numbers:
+            for number, handler in self._before.items():
                 if signal.getsignal(number) is _wait:
-                    signal.signal(number, signal.SIG_DFL)
+                    signal.signal(number, signal.SIG_DFL if handler in (None, _wait, _let_pass) else handler)
 
     @staticmethod
     def take() -> int | None:
@@ -88,7 +87,7 @@ class StopSignals:
         if self.received is not None and self._before.get(self.received) is _wait and not self._is_ending:
             _waiting.append(self.received)
         for number, handler in self._before.items():
-            if handler in _UNSET and self._is_ending and number != signal.SIGINT:
+            if _is_unset(handler) and self._is_ending and number != signal.SIGINT:
                 handler = _let_pass
             elif handler in (None, _let_pass):
                 handler = signal.SIG_DFL
@@ -111,7 +110,7 @@ class StopSignals:
             The handler; None if there is none.
         """
         handler = self._before.get(number)
-        if not callable(handler) or handler in (*_UNSET, signal.SIG_IGN, signal.default_int_handler):
+        if not callable(handler) or _is_unset(handler) or handler in (signal.SIG_IGN, signal.default_int_handler):
             return None
         found: Callable[[int, FrameType | None], object] = handler
         return found
@@ -141,6 +140,11 @@ def _let_pass(number: int, frame: FrameType | None) -> None:
 
 # What a signal has for which nobody has set a handler.
 _UNSET = (None, signal.SIG_DFL, _let_pass, _wait)
+
+
+def _is_unset(handler: Any) -> bool:
+    """Tell whether nobody has set a handler; what ends an experiment's run stands in for the default, too."""
+    return handler in _UNSET or getattr(handler, "ends_run", False)
 
 
 def _forget() -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 from trainlab.checkpoint import Checkpoint, CheckpointWriter, Retention, SaveMode
 from trainlab.distributed import RngState, derive_seed, note, preserved_rng, seed_all
@@ -37,6 +37,7 @@ from trainlab.training.opening import (
 from trainlab.training.reporting import Reporter, say_where
 from trainlab.training.requeue import end_by_signal, requeues_wanted
 from trainlab.training.result import FitResult
+from trainlab.training.searching import Searched, length_of_search
 from trainlab.training.sharing import SharedStep
 from trainlab.training.signals import StopSignals
 from trainlab.training.trial import Trial, check_trial, checked_length
@@ -92,7 +93,8 @@ class Trainer:
         Args:
             checkpoint_period: when to make a checkpoint. Default: only at the end, and as the policy says.
             validation_period: when to validate. Default: only at the end.
-            max_length: how long to train, ``Batch(n)`` or ``Epoch(n)``; it must be given.
+            max_length: how long to train, ``Batch(n)`` or ``Epoch(n)``. Default: as the search says that the run is a
+                trial of; without one it must be given.
             reporting_period: when to report the training metrics, at the least; every boundary reports.
                 Default ``Batch(100)``.
             checkpoint_policy: "best": a checkpoint after each validation that is the best so far by ``metric``;
@@ -134,7 +136,7 @@ class Trainer:
             smaller_is_better=smaller_is_better,
         )
         self._plan = Plan(
-            max_length=max_length,
+            max_length=length_of_search(context) if max_length is None else max_length,
             reporting_period=reporting_period,
             validation_period=validation_period,
             checkpoint_period=checkpoint_period,
@@ -147,6 +149,7 @@ class Trainer:
             self._plan = Plan(max_length=Batch(first_batch + 1), reporting_period=reporting_period)
         self._policy = context.rules.checkpoint_policy(checkpoint_policy, metric)
         self._judge = Judge(metric, smaller_is_better)
+        self._searched = Searched(context, self._plan, is_try=test_mode)
         self._test_mode, self._step_zero = test_mode, step_zero_validation
         self._untried = context.rules.tries_checkpoint and not test_mode
         self._write_options: dict[str, Any] = {
@@ -182,6 +185,8 @@ class Trainer:
             context.uncertain = test_mode
         logger.info("Trained up to batch %d.", progress.batches_trained)
         say_where(context, context.session.last_checkpoint, test_mode=test_mode, stopped=self._signal > 0)
+        if not test_mode and not self._signal:
+            context.session.note_fit(self._stop_reason())
         if self._signal:
             # Raised here, where everything is closed; the run's record is written when the context closes.
             context.session.ended_by = self._ended_by
@@ -296,7 +301,9 @@ class Trainer:
             compare_weights(context)
         is_best = False
         if Action.VALIDATE in due and self._evaluator is not None:
-            is_best = self._judge.note(self._validate(), progress)
+            metrics = self._validate()
+            is_best = self._judge.note(metrics, progress)
+            self._searched.note(metrics, progress)
         by_policy = Action.VALIDATE in due and (self._policy == "all" or (self._policy == "best" and is_best))
         if Action.CHECKPOINT in due or by_policy or self._owes_checkpoint:
             ends = self._plan.finished(progress) or context.stop_requested
@@ -318,7 +325,11 @@ class Trainer:
 
     def _agree(self, signals: StopSignals) -> None:
         """Let all ranks see a stop, and a checkpoint that is durable, at the same batch."""
-        settled = self._agreement.reach(received=signals.received or 0, is_settled=self._checkpointing.is_settled)
+        settled = self._agreement.reach(
+            received=signals.received or 0,
+            is_settled=self._checkpointing.is_settled,
+            is_pruned=self._searched.is_pruned,
+        )
         self._signal = self._agreement.signal
         if settled:
             self._checkpointing.settle()
@@ -399,7 +410,7 @@ class Trainer:
             with checkpoint:
                 self._restore(checkpoint)
         elif first_batch == 0 and not self._test_mode:
-            context.session.recorder.restore(None)
+            context.session.series.restore(None)
         context.parallel.start()  # with the gradients of a half-done accumulation in their place
         if progress.batches_in_epoch:
             with preserved_rng():  # a second fit goes on with the generators as they are
@@ -422,7 +433,7 @@ class Trainer:
         self._checkpointing.restore(checkpoint, content)
         if not self._test_mode:
             with reading(checkpoint, "recording"):
-                self.context.session.recorder.restore(content["recording"])
+                self.context.session.series.restore(content["recording"])
         self.context.stream_state = content["stream"]
         if content["rng_state"]:
             with reading(checkpoint, "rng_state"), preserved_rng():
@@ -464,7 +475,9 @@ class Trainer:
         tries = self.context.rules.tries_validation and not self._test_mode
         if self._evaluator is not None and tries and not self._plan.finished(self.context.progress):
             with preserved_rng():
-                self._judge.check(self._evaluator.try_first_batch())
+                metrics = self._evaluator.try_first_batch()
+                self._judge.check(metrics)
+                self._searched.check(metrics)
 
     def _hand_over(self, signals: StopSignals, kind: Any, error: BaseException | None, traceback: Any) -> None:
         """Once all is saved and closed after a signal, while further ones are still waited for, pass it on."""
@@ -489,8 +502,13 @@ class Trainer:
             best_metric=progress.best_metric,
             last_checkpoint=None if self._test_mode else self.context.session.last_checkpoint,
             best_checkpoint=None if self._test_mode else self._checkpointing.best(),
-            stop_reason="max_length" if self._plan.finished(progress) else "stop_requested",
+            stop_reason=self._stop_reason(),
         )
+
+    def _stop_reason(self) -> Literal["max_length", "stop_requested", "pruned"]:
+        if self._plan.finished(self.context.progress):
+            return "max_length"
+        return "pruned" if self._agreement.is_pruned else "stop_requested"
 
     # -- besides training --------------------------------------------------------------------
 
