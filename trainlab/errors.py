@@ -22,6 +22,7 @@ __all__ = [
     "RankFailedError",
     "RunFolderError",
     "StorageError",
+    "SweepError",
     "TrainlabError",
     "TrialDefinitionError",
 ]
@@ -113,3 +114,15 @@ class RankFailedError(LaunchError):
     ) -> None:
         super().__init__(message)
         self.rank, self.exitcode, self.traceback = rank, exitcode, traceback
+
+
+class SweepError(TrainlabError, RuntimeError):
+    """Runs of a sweep failed.
+
+    Attributes:
+        result: what came of all of its runs, a ``SweepResult``.
+    """
+
+    def __init__(self, message: str, result: object = None) -> None:
+        super().__init__(message)
+        self.result = result

@@ -1,19 +1,16 @@
 """What went wrong first in a job of several ranks, and which errors only follow from that."""
 
-import contextlib
 import json
-import os
 import re
-import runpy
 import traceback
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from trainlab.distributed.store import StoreLostError
 from trainlab.errors import PeerFailedError
+from trainlab.runs.traceback_text import told_traceback
 
-__all__ = ["Failure", "Kind", "is_consequence", "is_timeout", "told_traceback"]
+__all__ = ["Failure", "Kind", "is_consequence", "is_timeout"]
 
 Kind = Literal["error", "killed", "frozen", "timeout", "ended"]
 
@@ -26,11 +23,6 @@ _BROKEN = re.compile(
     r"|remote process exited|network error|communicator was aborted|failed to recv|connectFullMesh",
     re.IGNORECASE,
 )
-
-
-_PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
-# What runs a script or a block for us.
-_AROUND = {runpy.__file__, "<frozen runpy>", contextlib.__file__}
 
 
 @dataclass(frozen=True)
@@ -107,21 +99,6 @@ class Failure:
         return cls(**json.loads(content))
 
 
-def told_traceback(error: BaseException) -> str:
-    """The traceback of an error from the user's first line on.
-
-    Args:
-        error: What was raised.
-
-    Returns:
-        As Python prints it, without the calls of trainlab's that lead to the user's program.
-    """
-    frames = error.__traceback__
-    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
-        frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames or error.__traceback__))
-
-
 def is_consequence(error: BaseException) -> bool:
     """Does an error only tell that another rank is gone or does not answer?
 
@@ -144,10 +121,6 @@ def is_timeout(error: BaseException) -> bool:
         False where a connection is broken.
     """
     return all(_is_late(link) for link in _chain(error) if _follows(link))
-
-
-def _is_ours(file: str) -> bool:
-    return file.startswith(_PACKAGE) or file in _AROUND
 
 
 def _is_late(error: BaseException) -> bool:

@@ -63,6 +63,7 @@ class ChildProcess:
         unused = {"authkey"} if can_import_main() else {"authkey", "init_main_from_path"}
         prepared = {key: value for key, value in spawn.get_preparation_data(self.name).items() if key not in unused}
         self._job = pickle.dumps((prepared, call.to_bytes()))
+        self._path = os.pathsep.join(prepared["sys_path"])
         self._environment, self._output, self._when_ended = dict(environment or {}), output, when_ended
         self._ended = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -85,12 +86,12 @@ class ChildProcess:
                 f"{self.name} was to be started while a new process imported the script. Put what starts it under "
                 '`if __name__ == "__main__":`, so that only the script itself does.'
             )
+        output = None if self._output is None else self._output.open("ab")
         job, answer = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  # the thread closes them
         job.write(self._job)
         job.seek(0)
         # This process's end of it is closed whenever and however this process ends.
         life_of_parent, held = os.pipe()
-        output = None if self._output is None else self._output.open("ab")
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, *map(str, (job.fileno(), answer.fileno(), life_of_parent))],
@@ -116,6 +117,7 @@ class ChildProcess:
         variables: dict[str, str | None] = {**os.environ, **dict.fromkeys(_OF_THIS_RANK), **self._environment}
         main_thread = threading.current_thread() is threading.main_thread()
         variables["TRAINLAB_PARENT_PID"] = str(os.getpid()) if main_thread else None
+        variables["TRAINLAB_CHILD_PATH"] = self._path
         return {name: value for name, value in variables.items() if value is not None}
 
     def _wait(self, answer: Any, held: int) -> None:
@@ -205,8 +207,11 @@ class ChildProcess:
         )
 
 
-# Not `-m`, which would import the module twice; and the folder of the script is to be the first of the path.
-_PROGRAM = "import sys; sys.path.pop(0); from trainlab.launch.child import main; main(*map(int, sys.argv[1:]))"
+# Not `-m`, which would import the module twice. trainlab is found where this process has found it.
+_PROGRAM = (
+    'import os, sys; sys.path[:] = os.environ.pop("TRAINLAB_CHILD_PATH").split(os.pathsep); '
+    "from trainlab.launch.child import main; main(*map(int, sys.argv[1:]))"
+)
 
 
 def main(job: int, answer: int, life_of_parent: int) -> None:
@@ -249,7 +254,7 @@ def _answer_to(prepared: dict[str, Any], content: bytes) -> tuple[bytes, int | s
     except SystemExit as error:
         return b"" if error.code in (None, 0) else pickle.dumps(("error", f"SystemExit: {error.code}")), error.code
     except BaseException as error:
-        from trainlab.distributed.failure import told_traceback  # which loads torch
+        from trainlab.runs.traceback_text import told_traceback
 
         text = told_traceback(error)
         sys.stderr.write(text)

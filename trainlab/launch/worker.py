@@ -123,8 +123,8 @@ def note_error(error: BaseException) -> str:
     Returns:
         Its traceback, from the user's first line on; the text of a ``sys.exit("text")``.
     """
-    from trainlab.distributed.failure import told_traceback
     from trainlab.distributed.launched import note
+    from trainlab.runs.traceback_text import told_traceback
 
     text = told_traceback(error)
     message = "".join(traceback.format_exception_only(type(error), error)).strip()

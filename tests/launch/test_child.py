@@ -1,0 +1,181 @@
+"""ChildProcess: real processes, which end with the one that started them."""
+
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tests.launch import called
+from trainlab.errors import InvalidStateError, LaunchError, RankFailedError
+from trainlab.launch.child import ChildProcess
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+
+PARENT = """
+import sys, threading
+from pathlib import Path
+from tests.launch.called import wait_for_ever
+from trainlab.launch.child import ChildProcess
+
+if __name__ == "__main__":
+    child = ChildProcess(wait_for_ever, (Path(sys.argv[1]),))
+    if sys.argv[2] == "thread":
+        starter = threading.Thread(target=child.start)
+        starter.start()
+        starter.join()
+    else:
+        child.start()
+    child.join()
+"""
+
+UNGUARDED = """
+from trainlab.launch.child import ChildProcess
+
+def work():
+    return 1
+
+child = ChildProcess(work).start()
+child.join()
+print("exit status", child.exitcode)
+print(child.error)
+"""
+
+
+def until(happened: Any, what: str) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + PATIENCE
+    while not happened():
+        assert time.monotonic() < end, what
+        threading.Event().wait(0.01)
+
+
+def test_a_child_does_its_call_in_surroundings_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has the variables it was given, no place among ranks, no input, a group of its own, and a file for output."""
+    for name, value in {"RANK": "3", "WORLD_SIZE": "4", "TRAINLAB_RUN_DIR": "/a", "KEPT": "1", "TAKEN": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")
+    output, ended = tmp_path / "output.txt", queue.Queue[ChildProcess]()
+    output.write_text("before\n")
+    child = ChildProcess(
+        called.surroundings, environment={"GIVEN": "2", "TAKEN": None}, output=output, when_ended=ended.put
+    )
+    assert child.pid is None and child.exitcode is None and not child.is_alive()
+    assert child.start() is child
+    seen = child.result()
+    environ = seen["environ"]
+    assert (environ["GIVEN"], environ["KEPT"]) == ("2", "1")
+    assert not {"RANK", "WORLD_SIZE", "TRAINLAB_RUN_DIR", "TAKEN", "TRAINLAB_IMPORTING"} & set(environ)
+    assert not {"TRAINLAB_PARENT_PID", "TRAINLAB_CHILD_PATH"} & set(environ)
+    assert seen["pid"] == seen["group"] == child.pid != os.getpid()
+    assert (seen["input"], seen["argv"], seen["path"]) == ("", sys.argv, sys.path[0])
+    assert sorted(output.read_text().splitlines()) == ["before", "said", "warned"]
+    assert ended.get(timeout=PATIENCE) is child and (child.exitcode, child.error) == (0, "")
+    assert not child.is_alive()
+    with pytest.raises(InvalidStateError, match="started before"):
+        child.start()
+
+
+@pytest.mark.parametrize("starter", ["main", "thread"])
+def test_a_child_is_killed_with_its_parent(tmp_path: Path, starter: str) -> None:
+    """kill -9 of a program leaves none of its children behind, whichever of its threads had started them."""
+    (tmp_path / "parent.py").write_text(PARENT)
+    mark = tmp_path / "child"
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(mark), starter], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
+    try:
+        until(mark.exists, "the child was not started")
+        pid = int(mark.read_text())
+        assert psutil.pid_exists(pid)
+    finally:
+        parent.kill()
+        parent.wait()
+    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "the child lives on")
+
+
+def test_an_error_is_told_with_its_traceback(tmp_path: Path) -> None:
+    """Whoever asks for the result of a function that failed is told where and why, as its output is."""
+    child = ChildProcess(called.fail, output=tmp_path / "output.txt").start()
+    with pytest.raises(
+        RankFailedError, match=r"fail .*ended with status 1: KeyError: \"the user's mistake\""
+    ) as caught:
+        child.result()
+    assert caught.value.exitcode == child.exitcode == 1
+    assert 'called.py", line' in caught.value.traceback and caught.value.traceback == child.error
+    assert child.error in (tmp_path / "output.txt").read_text()
+
+
+def test_each_way_to_end_is_told_apart() -> None:
+    """sys.exit(0) is success without a result, another status a failure with it, and a signal is named."""
+    ways: dict[str, tuple[Any, ...]] = {
+        "good": (called.leave, 0),
+        "bad": (called.leave, 7),
+        "killed": (called.kill_itself, signal.SIGKILL),
+        "unreadable": (called.unreadable,),
+    }
+    children = {name: ChildProcess(way[0], way[1:]).start() for name, way in ways.items()}
+    assert children["good"].result() is None
+    with pytest.raises(RankFailedError, match="with status 7: SystemExit: 7"):
+        children["bad"].result()
+    with pytest.raises(RankFailedError, match=r"by SIGKILL\."):
+        children["killed"].result()
+    assert children["killed"].exitcode == -signal.SIGKILL
+    with pytest.raises(RankFailedError, match="cannot be read: RuntimeError: not to be read"):
+        children["unreadable"].result()
+
+
+def test_a_result_that_cannot_be_sent_is_an_error(tmp_path: Path) -> None:
+    """A function that returns a lock does not end as if it had returned nothing."""
+    child = ChildProcess(called.unwritable, output=tmp_path / "output.txt").start()
+    with pytest.raises(RankFailedError, match=r"cannot be sent: TypeError.*Return what can be pickled"):
+        child.result()
+
+
+def test_a_child_can_be_ended(tmp_path: Path) -> None:
+    """terminate and kill reach the process, and do nothing any more once it has ended."""
+    child = ChildProcess(called.wait_for_ever, (tmp_path / "mark",), name="waiting")
+    with pytest.raises(InvalidStateError, match="waiting was not started"):
+        child.join()
+    child.terminate()
+    child.start()
+    until((tmp_path / "mark").exists, "it was not started")
+    child.join(0.0)
+    assert child.is_alive() and child.exitcode is None
+    child.terminate()
+    child.join(PATIENCE)
+    assert child.exitcode == -signal.SIGTERM
+    child.kill()
+
+
+def test_a_script_that_starts_children_when_it_is_imported_is_told(tmp_path: Path) -> None:
+    """A script without `if __name__ == "__main__":` does not start processes without end, and is told what to do."""
+    (tmp_path / "script.py").write_text(UNGUARDED)
+    done = subprocess.run(
+        [sys.executable, "script.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert "exit status 1" in done.stdout, done.stdout + done.stderr
+    assert 'Put what starts it under `if __name__ == "__main__":`' in done.stdout
+
+
+def test_what_cannot_be_started_is_an_error(tmp_path: Path) -> None:
+    """A function that no other process can find, or an output that cannot be opened, is told before anything starts."""
+    lock = threading.Lock()
+    with pytest.raises(LaunchError, match="cannot be sent to other processes"):
+        ChildProcess(lambda: lock)
+    with pytest.raises(FileNotFoundError):
+        ChildProcess(called.fail, output=tmp_path / "absent" / "output.txt").start()

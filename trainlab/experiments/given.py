@@ -1,0 +1,142 @@
+"""What was given for a parameter, and the values of nested dicts by the names of the parameters."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+from pydantic import BaseModel
+
+from trainlab.experiments.model_fields import Branch, Node
+from trainlab.experiments.parameters import Parameter
+from trainlab.experiments.suggestions import did_you_mean
+from trainlab.experiments.text_values import from_environment, from_words, with_members
+from trainlab.experiments.values import MASK
+
+__all__ = ["Given", "Rank", "flatten"]
+
+
+class Rank(IntEnum):
+    """The sources of values; a greater one counts before a smaller one."""
+
+    DEFAULT = 0
+    FILE = 1
+    ENVIRONMENT = 2
+    CALL = 3
+    COMMAND_LINE = 4
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value that was given for a parameter.
+
+    Attributes:
+        value: words of a command line, the text of a variable, or a value of a call or a file.
+        rank: its source.
+        origin: the source as the record of a run has it.
+        subject: what stood there, an option, a variable or a key.
+    """
+
+    value: Any
+    rank: Rank
+    origin: str
+    subject: str
+
+    def value_for(self, parameter: Parameter) -> Any:
+        """What it is for a parameter of a certain type, not validated yet.
+
+        Args:
+            parameter: the parameter.
+
+        Returns:
+            The value.
+
+        Raises:
+            InvalidValueError: the words cannot be read.
+        """
+        if self.rank is Rank.COMMAND_LINE:
+            return self.value if isinstance(self.value, bool) else from_words(parameter, self.value)
+        if self.rank is Rank.ENVIRONMENT:
+            return from_environment(parameter, self.value)
+        return with_members(parameter.annotation, self.value)
+
+    def received(self, parameter: Parameter) -> str:
+        """How it was given, for a message; a secret is not shown.
+
+        Args:
+            parameter: the parameter.
+
+        Returns:
+            A text.
+        """
+        if parameter.is_secret:
+            return MASK
+        if self.rank is Rank.COMMAND_LINE and isinstance(self.value, list):
+            return " ".join(map(repr, self.value)) or "nothing"
+        return shortened(self.value)
+
+
+def shortened(value: Any) -> str:
+    """A value for a message, in at most some hundred characters."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def flatten(
+    nodes: Mapping[str, Node], values: Mapping[Any, Any] | BaseModel, problems: list[str], where: str
+) -> Iterator[tuple[str, Any]]:
+    """The values of a nested dict by the names of the parameters.
+
+    Args:
+        nodes: the parameters and models by name.
+        values: nested, or with names such as "optimizer.lr", or both; or a model.
+        problems: is added to, a sentence for each name that is not known.
+        where: what the values stand in, for the problems.
+
+    Returns:
+        Pairs of a name and its value.
+    """
+    known = _names(nodes)
+    for name, value in _flat(nodes, _items(values), ""):
+        if name in known:
+            yield name, value
+            continue
+        meant = did_you_mean(name, known) or f" It can have: {', '.join(sorted(known, key=len)[:20])}."
+        problems.append(f"There is no parameter {name!r}, {where}.{meant}")
+
+
+def _items(values: Mapping[Any, Any] | BaseModel) -> list[tuple[Any, Any]]:
+    if isinstance(values, BaseModel):
+        return [(name, getattr(values, name)) for name in type(values).model_fields]
+    return [*values.items()]
+
+
+def _flat(nodes: Mapping[str, Node], items: Sequence[tuple[Any, Any]], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in items:
+        head, _, rest = str(key).partition(".")
+        node = nodes.get(head)
+        if not isinstance(node, Branch):
+            yield f"{prefix}{key}", value
+        elif rest:
+            yield from _flat(_inside(node), [(rest, value)], f"{prefix}{head}.")
+        elif isinstance(value, (Mapping, BaseModel)):
+            yield from _flat(_inside(node), _items(value), f"{prefix}{head}.")
+        else:
+            yield f"{prefix}{head}", value
+
+
+def _inside(branch: Branch) -> dict[str, Node]:
+    found: dict[str, Node] = {}
+    for part in (*branch.variants.values(), branch):
+        found.update(part.children)
+    return found
+
+
+def _names(nodes: Mapping[str, Node]) -> list[str]:
+    """All names that can have a value; of a model itself too, which may be None."""
+    found: list[str] = []
+    for node in nodes.values():
+        found.append(node.name)
+        if isinstance(node, Branch):
+            found += _names(_inside(node))
+    return found

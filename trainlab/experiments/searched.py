@@ -1,0 +1,288 @@
+"""What a run that is a trial of a search has of it: the metric to watch, how long to train, and whether to go on."""
+
+import base64
+import json
+import logging
+import os
+import pickle
+import re
+import signal
+import time
+import warnings
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from trainlab.errors import InvalidValueError, MissingDependencyError, StorageError
+from trainlab.runs.current import current_run
+from trainlab.schedule import Batch, Epoch, TrainUnit
+
+if TYPE_CHECKING:
+    import optuna
+
+__all__ = [
+    "ASKED_TO_STOP",
+    "SEARCH",
+    "SearchedBy",
+    "check_installed",
+    "connect",
+    "disconnect",
+    "hide_password",
+    "report",
+    "searched_of_environment",
+]
+
+logger = logging.getLogger("trainlab.experiments")
+
+# The variable that tells a process which trial of which search it is.
+SEARCH = "TRAINLAB_SEARCH"
+# On a trial in the search's storage: whether it was pruned by what it reported last.
+ASKED_TO_STOP = "trainlab:asked_to_stop"
+_JOURNAL = "journal://"
+# Packages whose names are not those of their modules.
+_DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+# A transaction of another process on a slow disk may take that long.
+_SQLITE_SECONDS = 120
+# Before a storage that does not open is tried once more.
+_RETRIES = (0.1, 0.3, 0.6)
+# The seconds between tries to tell something to a storage that was there before.
+_PATIENCE = (1, 2, 4, 8, 15, 30)
+_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
+_OPTION = re.compile(r"(?<=[?&]password=)[^&\s]+")
+
+
+@dataclass(frozen=True)
+class SearchedBy:
+    """A trial's place in its search, as its process is told by the environment; a ``SearchedTrial`` of its run.
+
+    Args:
+        storage: the URL of the search's storage, with its password.
+        study: the study's name there.
+        trial: the trial's number there.
+        metric: the metric that the search looks at.
+        smaller_is_better: whether a smaller value of it is better.
+        length: how long to train: "Batch" or "Epoch", and how many; None if the search does not say.
+        pruner: Optuna's, pickled, as base64.
+    """
+
+    storage: str
+    study: str
+    trial: int
+    metric: str
+    smaller_is_better: bool
+    length: tuple[str, int] | None
+    pruner: str
+
+    @property
+    def max_length(self) -> TrainUnit | None:
+        """How long to train where the program does not say."""
+        if self.length is None:
+            return None
+        kind, count = self.length
+        return Epoch(count) if kind == "Epoch" else Batch(count)
+
+    def to_text(self) -> str:
+        """All of it, for the environment."""
+        return json.dumps(asdict(self))
+
+    def report(self, value: float, step: int) -> bool:
+        """Tell the search how far the trial is.
+
+        Args:
+            value: the metric's.
+            step: how much is trained; grows from call to call. What was told of a step before a crash stays.
+
+        Returns:
+            Whether the trial is to be pruned.
+
+        Raises:
+            StorageError: the storage could not be reached for a while.
+            SystemExit: another searcher has the trial, for the one that started this process was taken for dead.
+        """
+        from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
+
+        try:
+            for seconds in _PATIENCE:
+                try:
+                    return self._report(float(value), step)
+                except StorageInternalError:  # a server that starts again
+                    logger.warning("The search's storage cannot be reached. Once more in %d s.", seconds)
+                    time.sleep(seconds)
+            return self._report(float(value), step)
+        except StorageInternalError as error:
+            raise StorageError(
+                f"The search's storage could not be reached for {sum(_PATIENCE)} s. Received: "
+                f"{hide_password(self.storage)} ({hide_password(str(error.__cause__ or error))})."
+            ) from None
+        except UpdateFinishedTrialError:
+            logger.warning("Another searcher goes on with this trial, which is left to it.")
+            raise SystemExit(128 + signal.SIGTERM) from None
+
+    def _report(self, value: float, step: int) -> bool:
+        storage, trial_id = self._storage, self._trial_id
+        if step not in storage.get_trial(trial_id).intermediate_values:
+            storage.set_trial_intermediate_value(trial_id, step, value)
+        is_pruned = bool(self._study.pruner.prune(self._study, storage.get_trial(trial_id)))
+        storage.set_trial_system_attr(trial_id, ASKED_TO_STOP, is_pruned)
+        return is_pruned
+
+    @cached_property
+    def _study(self) -> "optuna.Study":
+        import optuna
+
+        pruner = pickle.loads(base64.b64decode(self.pruner))
+        return optuna.load_study(study_name=self.study, storage=self._storage, pruner=pruner)
+
+    @cached_property
+    def _storage(self) -> "optuna.storages.BaseStorage":
+        storage = connect(self.storage, is_made=True)
+        if (run := current_run()) is not None:
+            run.at_end.callback(disconnect, storage)
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return storage
+
+    @cached_property
+    def _trial_id(self) -> int:
+        study_id = self._storage.get_study_id_from_name(self.study)
+        return self._storage.get_trial_id_from_study_id_trial_number(study_id, self.trial)
+
+
+def searched_of_environment() -> SearchedBy | None:
+    """Which trial of which search this process's run is; asked once, for what it starts itself is no trial.
+
+    Returns:
+        The trial; None if the run is none.
+    """
+    text = os.environ.pop(SEARCH, None)
+    if text is None:
+        return None
+    told = json.loads(text)
+    told["length"] = told["length"] and tuple(told["length"])
+    return SearchedBy(**told)
+
+
+def report(value: float, step: int) -> bool:
+    """Tell the search, if this run is a trial of one, how far a training loop of one's own is; call it on the chief.
+
+    A loop that is told to stop returns. The Trainer does both by itself.
+
+    Args:
+        value: that of the search's metric.
+        step: how much is trained; grows from call to call.
+
+    Returns:
+        Whether to stop; False where there is no search.
+    """
+    run = current_run()
+    return run is not None and run.searched is not None and run.searched.report(value, step)
+
+
+def connect(url: str, *, is_made: bool = False) -> "optuna.storages.BaseStorage":
+    """Open a search's storage.
+
+    Args:
+        url: a URL as SQLAlchemy has it (``sqlite:////data/study.db``, ``postgresql://user@host/name``), or
+            ``journal:///data/study.log`` for Optuna's JournalStorage in a file.
+        is_made: whether its tables are known to be there. Default False: they are made if need be.
+
+    Returns:
+        Optuna's storage.
+
+    Raises:
+        MissingDependencyError: Optuna, or the database's driver, is not installed.
+        InvalidValueError: it is no such URL.
+        StorageError: the storage cannot be reached.
+    """
+    check_installed()
+    import optuna
+    import sqlalchemy
+
+    try:
+        return _opened(url, is_made=is_made)
+    except ImportError as error:
+        # The text of Optuna on how to install it would show the URL.
+        name = error.__cause__.name if isinstance(error.__cause__, ImportError) else None
+        raise MissingDependencyError(
+            f"The driver of this storage is not installed. Received: {hide_password(url)}. Install it: "
+            f"pip install {_DRIVERS.get(str(name), name)}."
+        ) from None
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        raise InvalidValueError(
+            f"The storage is a URL such as sqlite:////data/study.db, postgresql://user@host/name or "
+            f"journal:///data/study.log. Received: {hide_password(url)} ({hide_password(str(error))})."
+        ) from None
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, OSError, RuntimeError) as error:
+        cause = error.__cause__ or error
+        raise StorageError(
+            f"The search's storage cannot be opened: {hide_password(str(cause)).strip()} Received: "
+            f"{hide_password(url)}. See that it is there, and that its user and password are right."
+        ) from None
+
+
+def disconnect(storage: "optuna.storages.BaseStorage") -> None:
+    """Close a storage's connections.
+
+    Args:
+        storage: as ``connect`` gave it.
+    """
+    storage.remove_session()
+    engine = getattr(storage, "engine", None)
+    if engine is not None:
+        engine.dispose()
+
+
+def _opened(url: str, *, is_made: bool) -> "optuna.storages.BaseStorage":
+    import optuna
+    import sqlalchemy
+
+    if url.startswith(_JOURNAL):
+        path = url.removeprefix(_JOURNAL)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            from optuna.storages.journal import JournalFileBackend
+
+            return optuna.storages.JournalStorage(JournalFileBackend(path))
+    for seconds in _RETRIES:
+        try:
+            return _database(url, is_made=is_made)
+        except (sqlalchemy.exc.IntegrityError, sqlalchemy.exc.OperationalError, sqlalchemy.exc.ProgrammingError):
+            time.sleep(seconds)  # another process may be making the tables
+    return _database(url, is_made=is_made)
+
+
+def _database(url: str, *, is_made: bool) -> "optuna.storages.BaseStorage":
+    import optuna
+
+    # A server may have closed what was not used for a while.
+    options = {"connect_args": {"timeout": _SQLITE_SECONDS}} if url.startswith("sqlite") else {"pool_pre_ping": True}
+    return optuna.storages.RDBStorage(
+        url, engine_kwargs=options, skip_table_creation=is_made, skip_compatibility_check=is_made
+    )
+
+
+def check_installed() -> None:
+    """See that Optuna is installed.
+
+    Raises:
+        MissingDependencyError: it is not.
+    """
+    try:
+        import optuna  # noqa: F401  # here it is only asked whether it is there
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"A search needs Optuna, which cannot be imported ({error}). Install it: pip install 'trainlab[search]'."
+        ) from error
+
+
+def hide_password(text: str) -> str:
+    """A text with the passwords of the URLs in it masked.
+
+    Args:
+        text: any.
+
+    Returns:
+        Such as "postgresql://user:***@host/name".
+    """
+    return _OPTION.sub("***", _PASSWORD.sub(r"\1:***@", text))

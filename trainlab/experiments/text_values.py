@@ -1,0 +1,182 @@
+"""Texts of a command line or of the environment as the values that they stand for."""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from enum import Enum
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import SecretBytes, SecretStr, TypeAdapter, ValidationError
+
+from trainlab.errors import InvalidValueError
+from trainlab.experiments.annotations import (
+    Converter,
+    allows_none,
+    choices_of,
+    form_of,
+    is_kind_of,
+    item_types,
+    members,
+    metadata,
+    stripped,
+)
+from trainlab.experiments.parameters import Parameter
+from trainlab.experiments.params_file import parse_yaml
+from trainlab.experiments.values import as_plain
+
+__all__ = ["from_environment", "from_words", "with_members"]
+
+_NONE = {"none", "null"}
+# Of the types of a union, those that are tried first; texts and paths take anything, and come last.
+_ORDER = {int: 0, float: 1}
+_TAKES_ANYTHING = {str, bytes, SecretStr, SecretBytes}
+_LAST = 3
+
+
+def from_words(parameter: Parameter, words: list[str]) -> Any:
+    """The value of an option's words; what cannot be understood stays text, for the validation to refuse.
+
+    Args:
+        parameter: whose option it is.
+        words: what followed it, one word but for lists and dicts.
+
+    Returns:
+        The value, not validated yet.
+    """
+    if parameter.form == "words":
+        return _from_items(parameter.annotation, words)
+    if parameter.form == "pairs":
+        return _from_pairs(parameter.annotation, words)
+    return _from_text(parameter.annotation, words[0])
+
+
+def from_environment(parameter: Parameter, text: str) -> Any:
+    """The value of an environment variable's text: items are divided by commas.
+
+    Args:
+        parameter: that declares the variable.
+        text: what it holds, not empty.
+
+    Returns:
+        The value, not validated yet.
+    """
+    if parameter.form in {"words", "pairs"} and text.lstrip()[:1] not in {"[", "{"}:
+        return from_words(parameter, [word.strip() for word in text.split(",")])
+    if parameter.form == "words":
+        return _from_yaml(parameter.annotation, text)
+    return from_words(parameter, [text])
+
+
+def with_members(annotation: Any, value: Any) -> Any:
+    """A value of a file or a call in which names and plain values of an enum's members have become these.
+
+    Args:
+        annotation: the type.
+        value: what was given.
+
+    Returns:
+        The same, or the member.
+    """
+    kinds = item_types(annotation)
+    if isinstance(value, (list, tuple)) and kinds is not None:
+        return [with_members(kinds[min(place, len(kinds) - 1)], item) for place, item in enumerate(value)]
+    if isinstance(value, Mapping) and form_of(annotation) == "pairs":
+        ((_, of_values),) = [get_args(kind) for kind in members(annotation)]
+        return {key: with_members(of_values, inner) for key, inner in value.items()}
+    enums = [kind for kind in members(annotation) if is_kind_of(kind, Enum)]
+    for kind in enums:
+        for member in kind:
+            if value == member.value or (isinstance(value, (str, list, dict)) and value == as_plain(member.value)):
+                return member
+        if isinstance(value, str) and value in kind.__members__ and str not in members(annotation):
+            return kind[value]
+    return value
+
+
+def _from_items(annotation: Any, words: list[str]) -> Any:
+    if len(words) == 1 and words[0].lower() in _NONE and allows_none(annotation):
+        return None
+    kinds = item_types(annotation) or [str]
+    return [_from_text(kinds[min(place, len(kinds) - 1)], word) for place, word in enumerate(words)]
+
+
+def _from_pairs(annotation: Any, words: list[str]) -> Any:
+    if len(words) == 1 and (words[0].lstrip().startswith("{") or words[0].lower() in _NONE):
+        return _from_yaml(annotation, words[0])
+    ((key_type, value_type),) = [get_args(kind) for kind in members(annotation)]
+    found = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise InvalidValueError(f"takes key=value pairs, or {{key: value}}. Received: {word!r}")
+        found[_from_text(key_type, key)] = _from_text(value_type, value)
+    return found
+
+
+def _from_yaml(annotation: Any, text: str) -> Any:
+    if text.lower() in _NONE and allows_none(annotation):
+        return None
+    candidates = [text]
+    # What is no YAML may be a text that is meant as it stands.
+    with suppress(InvalidValueError):
+        candidates.insert(0, parse_yaml(text))
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    return next((value for value in candidates if _is_valid(adapter, value)), candidates[0])
+
+
+def _from_text(annotation: Any, text: str) -> Any:
+    if any(isinstance(item, Converter) for item in metadata(annotation)):
+        return text
+    if form_of(annotation) == "yaml":
+        return _from_yaml(annotation, text)
+    kinds = members(annotation)
+    if text.lower() in _NONE and allows_none(annotation) and str not in kinds:
+        return None
+    if len(kinds) > 1:
+        return _from_text_of_union(annotation, kinds, text)
+    found = _choice(kinds[0], text) if kinds else text
+    return _lax(kinds[0], found) if any(getattr(item, "strict", None) for item in metadata(annotation)) else found
+
+
+def _lax(kind: Any, text: str) -> Any:
+    """The value of a text for a type that takes no text: a command line has nothing else."""
+    try:
+        return TypeAdapter(kind).validate_python(text)
+    except ValidationError:
+        return text
+
+
+def _from_text_of_union(annotation: Any, kinds: list[Any], text: str) -> Any:
+    for kind in sorted(kinds, key=_rank):
+        value = _from_text(kind, text)
+        if _is_valid(TypeAdapter(kind), value):
+            return value if kind in _TAKES_ANYTHING else TypeAdapter(kind).validate_python(value)
+    return text
+
+
+def _rank(kind: Any) -> int:
+    if choices_of(kind) is not None:
+        return -1
+    plain = stripped(kind)
+    return _LAST if plain in _TAKES_ANYTHING else _ORDER.get(plain, 2)
+
+
+def _choice(kind: Any, text: str) -> Any:
+    """The choice of a Literal or an enum that a text names: by its value or its name, at last in any case."""
+    choices = choices_of(kind)
+    if choices is None:
+        return text
+    names: Mapping[str, Any] = kind.__members__ if get_origin(kind) is not Literal else {}
+    by_text = {str(getattr(choice, "value", choice)): choice for choice in reversed(choices)}
+    for known in (by_text, names):
+        if text in known:
+            return known[text]
+    lower = {key.lower(): choice for known in (names, by_text) for key, choice in known.items()}
+    return lower.get(text.lower(), text)
+
+
+def _is_valid(adapter: TypeAdapter[Any], value: Any) -> bool:
+    try:
+        adapter.validate_python(value)
+    except ValidationError:
+        return False
+    return True
