@@ -1,11 +1,19 @@
-"""Many runs of an experiment: sweeps over lists of parameters, and searches. No torch, and no Optuna before a search."""
+"""Many runs of an experiment: sweeps over lists of parameters, and searches. No torch or Optuna before they begin."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trainlab.sweeps.matrix import param_matrix as param_matrix
+    from trainlab.sweeps.results import SweepResult as SweepResult
+    from trainlab.sweeps.searching import search as search
+    from trainlab.sweeps.sweep import run_parameter_sweep as run_parameter_sweep
 
 # Where each name lives, loaded when it is first touched.
 _HOMES = {
     "SweepResult": "results",
     "param_matrix": "matrix",
     "run_parameter_sweep": "sweep",
-    "search": "search",
+    "search": "searching",
 }
 
 __all__ = list(_HOMES)

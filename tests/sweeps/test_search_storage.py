@@ -1,0 +1,92 @@
+"""Where a search's trials are kept, and what is refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainlab.errors import InvalidTypeError, InvalidValueError, MissingDependencyError, StorageError
+from trainlab.experiments.searched import connect, disconnect, hide_password
+from trainlab.sweeps.storage import check_local, file_system, open_storage, sqlite_url
+
+MOUNTS = """\
+/dev/root / ext4 rw 0 0
+server:/home /home nfs4 rw,vers=4.2 0 0
+tmpfs /home/me/fast tmpfs rw 0 0
+me@host: /mnt/my\\040data fuse.sshfs rw 0 0
+"""
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [("/data/a", "ext4"), ("/home/me/a", "nfs4"), ("/home/me/fast/a", "tmpfs"), ("/mnt/my data/a", "fuse.sshfs")],
+)
+def test_the_file_system_of_a_path(tmp_path: Path, path: str, kind: str) -> None:
+    """The kind of a path's file system is that of the innermost place that something is mounted at."""
+    (tmp_path / "mounts").write_text(MOUNTS)
+    assert file_system(Path(path), tmp_path / "mounts") == kind
+
+
+def test_sqlite_on_a_network_is_refused(tmp_path: Path) -> None:
+    """A SQLite file on a network's file system is refused, with the ways out; one on a disk is not."""
+    (tmp_path / "mounts").write_text(MOUNTS)
+    for place in ("/home/me/study.db", "/mnt/my data/study.db"):
+        with pytest.raises(
+            InvalidValueError, match=r"damaged by several processes(.|\n)*postgresql://(.|\n)*journal://"
+        ):
+            check_local(sqlite_url(Path(place)), tmp_path / "mounts")
+    check_local(sqlite_url(Path("/home/me/fast/study.db")), tmp_path / "mounts")
+    check_local(sqlite_url(tmp_path / "study.db"))
+
+
+@pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
+def test_a_storage_in_memory_is_refused(url: str) -> None:
+    """A storage in memory, which a trial's process would not see, is refused."""
+    with pytest.raises(InvalidValueError, match="share no memory"):
+        open_storage(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "told"),
+    [
+        ("mysql://me:hidden@host/db", MissingDependencyError, "pip install mysqlclient"),
+        ("nothing://me:hidden@host/db", InvalidValueError, "is a URL such as"),
+        ("no url", InvalidValueError, "is a URL such as"),
+        ("sqlite:////proc/none/study.db", StorageError, "cannot be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened(url: str, error: type[Exception], told: str) -> None:
+    """A storage that cannot be opened is told with what to do, and without its password."""
+    with pytest.raises(error, match=told) as raised:
+        open_storage(url)
+    assert "hidden" not in str(raised.value)
+
+
+def test_a_storage_that_is_no_text() -> None:
+    """A storage that is an object, which no trial's process could open, is refused."""
+    with pytest.raises(InvalidTypeError, match="storage is a URL"):
+        open_storage(Path("/tmp/study.db"))  # type: ignore[arg-type]  # the mistake
+
+
+def test_passwords_are_hidden() -> None:
+    """The passwords of URLs, wherever they stand in them, do not show in a text."""
+    text = "at postgresql://me:a:b%40c@host/db?x=1&password=hidden&y=2 and redis://:other@host:1"
+    assert hide_password(text) == "at postgresql://me:***@host/db?x=1&password=***&y=2 and redis://:***@host:1"
+
+
+def test_a_journal_in_a_file(tmp_path: Path) -> None:
+    """Optuna's journal in a file, which can be on NFS, is a storage as others are."""
+    storage = connect(f"journal://{tmp_path}/study.log")
+    disconnect(storage)
+    assert type(storage).__name__ == "JournalStorage"
+
+
+def test_without_optuna(tmp_path: Path) -> None:
+    """Without Optuna a search tells how to install it."""
+    program = (
+        "import sys; sys.modules['optuna'] = None; from trainlab.experiments.searched import connect; connect('a')"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert "MissingDependencyError: A search needs Optuna" in done.stderr
+    assert "pip install 'trainlab[search]'" in done.stderr

@@ -1,0 +1,180 @@
+"""Reading a sweep's list of parameters: all of it, before the first run starts."""
+
+import hashlib
+import json
+import logging
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+from trainlab.errors import InvalidTypeError, InvalidValueError, TrainlabError
+
+if TYPE_CHECKING:
+    from trainlab.experiments.definition import Experiment
+    from trainlab.experiments.values import Values
+
+__all__ = ["Member", "at", "module_of", "read_members"]
+
+logger = logging.getLogger("trainlab.sweeps")
+_SHOWN_ERRORS = 20
+_LABEL = 60
+_VALUE = 24
+
+
+@dataclass(frozen=True)
+class Member:
+    """One entry of a sweep's list.
+
+    Args:
+        params: as given.
+        values: what the experiment has made of them.
+        given: the values that are given, plain and with secrets masked, by the parameter's name ("optimizer.lr").
+        key: what the entry is told apart by, whatever its place in the list.
+        differing: those of ``given`` that are not the same in all entries.
+    """
+
+    params: Mapping[str, Any] | BaseModel
+    values: "Values"
+    given: Mapping[str, Any]
+    key: str
+    differing: Mapping[str, Any]
+
+    @property
+    def label(self) -> str:
+        """What differs, for people and folders: "lr=0.1,depth=2"; "" if nothing does."""
+        text = ",".join(f"{name}={_short(value)}" for name, value in self.differing.items())
+        return re.sub(r"[^\w.+=,-]+", "-", text)[:_LABEL].strip("-,.")
+
+
+def read_members(experiment: "Experiment", list_of_params: Iterable[Mapping[str, Any] | BaseModel]) -> list[Member]:
+    """Read the parameters of all runs.
+
+    Args:
+        experiment: what they are for.
+        list_of_params: the parameters of each run by name.
+
+    Returns:
+        An entry for each, in order.
+
+    Raises:
+        InvalidTypeError: something is of a type that cannot be used.
+        InvalidValueError: parameters cannot be used, all told at once; or there are none.
+    """
+    params = _checked(list_of_params)
+    read, problems = [], []
+    for index, one in enumerate(params):
+        try:
+            read.append(experiment.read(one))
+        except TrainlabError as error:
+            problems.append(f"entry {index}: {error}")
+    if problems:
+        more = f"\n… and {len(problems) - _SHOWN_ERRORS} more" if len(problems) > _SHOWN_ERRORS else ""
+        raise InvalidValueError(
+            f"Nothing was started, for of {len(params)} entries of the list {len(problems)} cannot be used:\n"
+            + "\n".join(problems[:_SHOWN_ERRORS])
+            + more
+        )
+    given = [_given(values) for values in read]
+    keys = _keys(given)
+    constant = _constant(given)
+    return [
+        Member(one, values, mine, key, {name: value for name, value in mine.items() if name not in constant})
+        for one, values, mine, key in zip(params, read, given, keys, strict=True)
+    ]
+
+
+def at(plain: Mapping[str, Any], name: str, default: Any = None) -> Any:
+    """Look a parameter up in nested values.
+
+    Args:
+        plain: as ``Values.plain`` gives them.
+        name: such as "optimizer.lr".
+        default: what to give where there is none. Default None.
+
+    Returns:
+        The value.
+    """
+    found: Any = plain
+    for part in name.split("."):
+        if not isinstance(found, Mapping) or part not in found:
+            return default
+        found = found[part]
+    return found
+
+
+def module_of(experiment: "Experiment") -> str:
+    """Where an experiment is defined, however its program was started.
+
+    Args:
+        experiment: it.
+
+    Returns:
+        A module's name; of a script the file's, without its folder.
+    """
+    module: str = experiment.main.__module__
+    if module not in ("__main__", "__mp_main__"):
+        return module
+    program = sys.modules[module]
+    spec = getattr(program, "__spec__", None)
+    return spec.name if spec is not None else Path(getattr(program, "__file__", None) or module).stem
+
+
+def _checked(list_of_params: Iterable[Mapping[str, Any] | BaseModel]) -> list[Mapping[str, Any] | BaseModel]:
+    if isinstance(list_of_params, Mapping | str | BaseModel) or not isinstance(list_of_params, Iterable):
+        raise InvalidTypeError(
+            f"A sweep gets a list of dicts, one for each run. Received: {type(list_of_params).__name__}. For every "
+            "combination of some values there is trainlab.param_matrix(...)."
+        )
+    params = list(list_of_params)
+    for index, one in enumerate(params):
+        if not isinstance(one, Mapping | BaseModel):
+            raise InvalidTypeError(
+                f"Each entry of the list is a dict of parameters, or the experiment's model. Received: {one!r} as "
+                f"entry {index}."
+            )
+    if not params:
+        raise InvalidValueError("A sweep has at least one run. Received: an empty list.")
+    return params
+
+
+def _given(values: "Values") -> dict[str, Any]:
+    plain = values.plain()
+    return {name: at(plain, name) for name, origin in values.origins.items() if origin == "call"}
+
+
+def _keys(given: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A hash for each entry; of equal ones, which are runs of their own, the second's ends in "-2" and so on."""
+    counts: Counter[str] = Counter()
+    keys = []
+    for one in given:
+        key = hashlib.sha256(_text(one).encode()).hexdigest()[:16]
+        counts[key] += 1
+        keys.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
+    repeated = sum(count - 1 for count in counts.values())
+    if repeated:
+        logger.warning(
+            "%d of %d entries of the sweep's list are there already; each is made, as a run of its own.",
+            *(repeated, len(given)),
+        )
+    return keys
+
+
+def _constant(given: Sequence[Mapping[str, Any]]) -> set[str]:
+    first = given[0]
+    return {name for name in first if all(name in one and _text(one[name]) == _text(first[name]) for one in given)}
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    # Of a path the end tells more than the beginning.
+    return text if len(text) <= _VALUE else text[-_VALUE:]
