@@ -420,6 +420,7 @@ ITEMS: dict[str, Callable[[int], None]] = {
     "checkpoint": bench_checkpoints,
     "large": bench_large,
     "resume": lambda rounds: bench_resume(max(1, rounds // 2)),
+    "runs": lambda rounds: importlib.import_module("tests.benchmarks.many_runs").bench_many_runs(rounds),
     "ranks": lambda rounds: importlib.import_module("tests.benchmarks.ranks").bench_ranks(rounds),
 }
 

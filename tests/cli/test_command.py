@@ -20,7 +20,8 @@ print(*sorted({name.split(".")[0] for name in sys.modules}))
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], ["launch", "--help"], ["doctor", "--help"], ["nonsense"]]
+    "arguments",
+    [["--help"], ["--version"], ["launch", "--help"], ["doctor", "--help"], ["runs", "--help"], ["nonsense"]],
 )
 def test_help_loads_no_torch(arguments: list[str]) -> None:
     """Help, the version and the answer to a misspelt command come at once."""
@@ -33,7 +34,8 @@ def test_help_names_the_commands() -> None:
     """`trainlab --help` tells which commands there are, and succeeds."""
     done = trainlab("--help")
     assert done.returncode == 0
-    assert all(f"\n    {name}" in done.stdout for name in ("doctor", "launch"))
+    names = ("runs", "resume", "replay", "search", "checkpoint", "launch", "doctor")
+    assert all(f"\n    {name}" in done.stdout for name in names)
 
 
 @pytest.mark.parametrize("arguments", [[], ["lunch"], ["--lunch"]])
@@ -42,6 +44,7 @@ def test_a_wrong_command_is_told_with_the_right_ones(arguments: list[str]) -> No
     done = trainlab(*arguments)
     assert done.returncode == 2
     assert "usage: trainlab" in done.stderr
+    assert ("Did you mean 'launch'?" in done.stderr) == (arguments == ["lunch"])
     assert done.stdout == ""
 
 

@@ -1,4 +1,4 @@
-"""What ``python -m trainlab.checkpoint`` tells of checkpoints; how it is shown is up to ``__main__``."""
+"""What ``trainlab checkpoint`` tells of checkpoints; how it is shown is up to ``trainlab.cli.checkpoint``."""
 
 import math
 from collections.abc import Collection, Mapping

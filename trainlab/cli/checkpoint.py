@@ -1,24 +1,23 @@
-"""``python -m trainlab.checkpoint verify|show|list|prune``: looks after checkpoints, for a person or as JSON."""
+"""``trainlab checkpoint verify|show|list|prune``: looks after checkpoints, for a person or as JSON."""
 
 import argparse
-import json
-import math
-import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from trainlab.errors import InvalidValueError, TrainlabError
+from trainlab.cli.output import local_time, short, size_text, write_json, write_lines, write_table
+from trainlab.cli.places import add_storage_options, is_confirmed, require_terminal
+from trainlab.cli.subcommands import refuse_unknown
+from trainlab.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from trainlab.checkpoint.commands import Found
     from trainlab.checkpoint.pruning import Removal
     from trainlab.schedule import TrainUnit
 
-# 128 and the signal's number, as a shell gives it.
-_INTERRUPTED, _PIPE_CLOSED = 130, 141
+__all__ = ["main", "parser"]
+
 _DESCRIPTION = """\
 Look after checkpoints. A place is a checkpoint, a folder of checkpoints or a run's folder, as a path or as any URL that
 fsspec knows."""
@@ -29,50 +28,32 @@ it, so see to it yourself that nothing writes there."""
 _STATUS = "The exit status is 0 if all is well, 1 if a checkpoint is damaged or could not be removed, and 2 otherwise."
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Run a command.
 
     Args:
-        arguments: those of the command line; default the program's own.
+        arguments: What follows ``trainlab checkpoint``.
 
     Returns:
         The exit status.
     """
-    given = _parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # both are text streams
-    try:
-        status: int = given.run(given)
-        sys.stdout.flush()
-    except KeyboardInterrupt:
-        return _INTERRUPTED
-    except BrokenPipeError:
-        # What is still buffered would be written at the end, and fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _PIPE_CLOSED
-    except (TrainlabError, OSError) as error:
-        sys.stderr.write(f"{_printable(str(error))}\n")
-        return 2
+    made = parser()
+    refuse_unknown(made, arguments, made.get_default("commands"))
+    given = made.parse_args(arguments)
+    status: int = given.run(given)
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trainlab.checkpoint", description=_DESCRIPTION, epilog=_STATUS, allow_abbrev=False
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the command, which names those below it as the default of "commands"."""
+    made = argparse.ArgumentParser(
+        prog="trainlab checkpoint", description=_DESCRIPTION, epilog=_STATUS, allow_abbrev=False
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = made.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("place", metavar="PLACE", help="path or URL")
     common.add_argument("--json", action="store_true", help="write JSON")
-    common.add_argument(
-        "--storage-option",
-        action="append",
-        default=[],
-        type=_option,
-        metavar="KEY=VALUE",
-        help="for the file system of a URL, as fsspec takes it; a value that is JSON is read as such: "
-        'anon=true, client_kwargs={"endpoint_url": "http://127.0.0.1:9000"}; digits that are text: key=\'"007"\'',
-    )
+    add_storage_options(common)
     how: dict[str, Any] = {"parents": [common], "allow_abbrev": False}
     listing = commands.add_parser("list", help="list the checkpoints of a folder or a run", **how)
     listing.add_argument("--verify", action="store_true", help="compare all files with their checksums")
@@ -80,7 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("show", help="tell what a checkpoint holds", **how).set_defaults(run=_show)
     commands.add_parser("verify", help="compare all files with their checksums", **how).set_defaults(run=_verify)
     _add_prune(commands.add_parser("prune", help="remove checkpoints that are not needed", description=_PRUNE, **how))
-    return parser
+    made.set_defaults(commands=list(commands.choices))
+    return made
 
 
 def _add_prune(parser: argparse.ArgumentParser) -> None:
@@ -95,16 +77,6 @@ def _add_prune(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     parser.set_defaults(run=_prune, parser=parser)
-
-
-def _option(text: str) -> tuple[str, Any]:
-    key, separator, value = text.partition("=")
-    if not key or not separator:
-        raise argparse.ArgumentTypeError(f"not KEY=VALUE: {text!r}")
-    try:
-        return key, json.loads(value)
-    except ValueError:
-        return key, value
 
 
 def _period(text: str) -> "TrainUnit":
@@ -122,11 +94,11 @@ def _list(given: argparse.Namespace) -> int:
     place = find(given.place, dict(given.storage_option))
     found = [verified(place.store, one) for one in place.found] if given.verify else place.found
     if given.json:
-        _write_json({"place": place.store.url, "checkpoints": [one.told for one in found]})
+        write_json({"place": place.store.url, "checkpoints": [one.told for one in found]})
         return 0
     header = ("NAME", "BATCHES", "EPOCHS", "CREATED", "SIZE", "CONDITION", "VALIDATION")
-    _write_table([header, *map(_row, found)])
-    _write_lines(one.reason for one in found if one.reason)
+    write_table([header, *map(_row, found)])
+    write_lines(one.reason for one in found if one.reason)
     return 0
 
 
@@ -134,9 +106,9 @@ def _row(found: "Found") -> tuple[str, ...]:
     entry = found.entry
     if entry is None:
         return (found.name, "", "", "", "", found.condition, "")
-    metrics = " ".join(f"{name}={_short(value)}" for name, value in entry.validation.items())
+    metrics = " ".join(f"{name}={short(value)}" for name, value in entry.validation.items())
     counts = (str(entry.batches_trained), str(entry.epochs_trained))
-    return (found.name, *counts, _local_time(found.created), _size(found.size), found.condition, metrics)
+    return (found.name, *counts, local_time(found.created), size_text(found.size), found.condition, metrics)
 
 
 def _show(given: argparse.Namespace) -> int:
@@ -144,27 +116,27 @@ def _show(given: argparse.Namespace) -> int:
 
     told = describe(find(given.place, dict(given.storage_option)))
     if given.json:
-        _write_json(told)
+        write_json(told)
         return 0
-    _write_lines(
+    write_lines(
         [
             f"{told['location']}",
-            f"created      {_local_time(told['created'])}, as number {told['sequence']}",
+            f"created      {local_time(told['created'])}, as number {told['sequence']}",
             f"trial class  {told['trial_class'] or 'none'}",
-            f"size         {_size(told['size'])}",
+            f"size         {size_text(told['size'])}",
             f"parameters   {told['parameters']:,}, buffers included",
         ]
     )
     for part in ("progress", "hparams", "exp_conf", "versions"):
-        _write_lines([part])
+        write_lines([part])
         values = told[part] if isinstance(told[part], Mapping) else {"": told[part]}
-        _write_table([(f"  {name}", _short(value)) for name, value in values.items()])
-    _write_lines(["files"])
-    _write_table([(f"  {name}", _size(entry["size"]), entry["checksum"]) for name, entry in told["files"].items()])
+        write_table([(f"  {name}", short(value)) for name, value in values.items()])
+    write_lines(["files"])
+    write_table([(f"  {name}", size_text(entry["size"]), entry["checksum"]) for name, entry in told["files"].items()])
     for role, models in told["weights"].items():
         for model, content in models.items():
-            _write_lines([f"weights {role} {model!r} in {content['file']}"])
-            _write_table([_tensor_row(key, tensor) for key, tensor in content["tensors"].items()])
+            write_lines([f"weights {role} {model!r} in {content['file']}"])
+            write_table([_tensor_row(key, tensor) for key, tensor in content["tensors"].items()])
     return 0
 
 
@@ -182,11 +154,11 @@ def _verify(given: argparse.Namespace) -> int:
         found = verified(place.store, one)
         checked.append(found)
         if not given.json:
-            _write_lines([f"{found.name}  {found.condition}{found.reason and ': '}{found.reason}"])
+            write_lines([f"{found.name}  {found.condition}{found.reason and ': '}{found.reason}"])
             sys.stdout.flush()
     are_whole = all(one.condition in ("whole", "unfinished") for one in checked)
     if given.json:
-        _write_json({"place": place.store.url, "whole": are_whole, "checkpoints": [one.told for one in checked]})
+        write_json({"place": place.store.url, "whole": are_whole, "checkpoints": [one.told for one in checked]})
     if all(one.condition == "unfinished" for one in checked):
         raise InvalidValueError(f"There is no finished checkpoint. Received: {place.store.url}.")
     return 0 if are_whole else 1
@@ -206,12 +178,12 @@ def _prune(given: argparse.Namespace) -> int:
         chosen = [*removal.expired, *(removal.rubbish if given.rubbish else [])]
         if not given.json:
             _write_plan(place.found, removal, chosen, rubbish=given.rubbish)
-        if chosen and not given.dry_run and (given.yes or _is_confirmed(len(chosen))):
+        if chosen and not given.dry_run and (given.yes or is_confirmed(f"Remove {len(chosen)} of them for ever?")):
             remove(place.store, removal, rubbish=given.rubbish)
     if given.json:
-        _write_json({"place": place.store.url, "dry_run": given.dry_run, **vars(removal)})
+        write_json({"place": place.store.url, "dry_run": given.dry_run, **vars(removal)})
     elif not given.dry_run:
-        _write_lines(_outcome(removal))
+        write_lines(_outcome(removal))
     return 1 if removal.failed else 0
 
 
@@ -222,8 +194,7 @@ def _check_prune(given: argparse.Namespace) -> None:
         given.parser.error("--keep-best and --metric go together")
     if given.larger_is_better and not given.metric:
         given.parser.error("--larger-is-better goes with --metric")
-    if not given.yes and not given.dry_run and not (sys.stdin and sys.stdin.isatty()):
-        given.parser.error("there is no terminal to ask at: pass --yes, or --dry-run to see what would be removed")
+    require_terminal(given.parser, given)
 
 
 def _write_plan(found: "Sequence[Found]", removal: "Removal", chosen: list[str], *, rubbish: bool) -> None:
@@ -232,72 +203,10 @@ def _write_plan(found: "Sequence[Found]", removal: "Removal", chosen: list[str],
         left = removal.left.get(one.name)
         kept = f"left, {left}" if left else "left, see --rubbish" if one.name in removal.rubbish else "keep"
         rows.append(("remove" if one.name in chosen else kept, *_row(one)))
-    _write_table(rows)
+    write_table(rows)
 
 
 def _outcome(removal: "Removal") -> list[str]:
     lines = [f"Removed: {len(removal.removed)}."]
     lines += [f"{name} is being read, and stays." for name in removal.being_read]
     return lines + [f"{name} could not be removed: {reason}" for name, reason in removal.failed.items()]
-
-
-def _is_confirmed(number: int) -> bool:
-    sys.stdout.flush()
-    sys.stderr.write(f"Remove {number} of them for ever? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def _write_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
-
-
-def _plain(value: Any) -> Any:
-    """The same as JSON can have it: numbers that are not finite, and whatever else it lacks, as text."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    is_known = value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
-    return value if is_known else str(value)
-
-
-def _write_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        sys.stdout.write(_printable(line) + "\n")
-
-
-def _write_table(rows: Sequence[Sequence[str]]) -> None:
-    shown = [[_printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        sys.stdout.write(line.rstrip() + "\n")
-
-
-def _printable(text: str) -> str:
-    """What is in a checkpoint may have been written to confuse a terminal."""
-    return "".join(one if one.isprintable() else one.encode("unicode_escape", "replace").decode() for one in text)
-
-
-def _short(value: Any) -> str:
-    text = f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 200 else f"{text[:200]}…"
-
-
-def _size(size: int) -> str:
-    if size < 1000:
-        return f"{size} B"
-    power = min(int(math.log10(size)) // 3, 5)
-    return f"{size / 1000**power:.1f} {' kMGTP'[power]}B"
-
-
-def _local_time(created: str) -> str:
-    try:
-        return datetime.fromisoformat(created).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except (ValueError, OverflowError):
-        return created
-
-
-if __name__ == "__main__":
-    sys.exit(main())

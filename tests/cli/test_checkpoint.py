@@ -16,8 +16,8 @@ import torch
 import trainlab
 from tests.checkpoint.samples import rewrite
 from trainlab.checkpoint import Checkpoint, CheckpointWriter, Entry, Retention, Snapshot
-from trainlab.checkpoint.__main__ import main
 from trainlab.checkpoint.pruning import run_kept_from_starting
+from trainlab.cli import main
 from trainlab.errors import RunFolderError
 from trainlab.runs import RunFolder
 from trainlab.storage import Store, open_store
@@ -89,7 +89,7 @@ class Answers:
         self._capsys = capsys
 
     def __call__(self, *arguments: str | Path, status: int = 0) -> str:
-        assert main([str(argument) for argument in arguments]) == status
+        assert main(["checkpoint", *map(str, arguments)]) == status
         output, errors = self._capsys.readouterr()
         assert bool(errors) == (status == 2), errors
         return output or errors
@@ -226,7 +226,7 @@ def test_verify_tells_what_it_cannot_read(checkpoints: Path, run: Answers) -> No
 def test_verify_of_what_was_never_finished_finds_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A folder with only unfinished checkpoints is no success."""
     (tmp_path / "batch-0000001").mkdir()
-    assert main(["verify", str(tmp_path)]) == 2
+    assert main(["checkpoint", "verify", str(tmp_path)]) == 2
     assert "There is no finished checkpoint" in capsys.readouterr().err
 
 
@@ -323,7 +323,7 @@ def test_prune_asks_at_a_terminal(
 ) -> None:
     """A person sees what goes and what stays before anything does, and only a yes removes it."""
     os.write(terminal, answer)
-    assert main(["prune", str(checkpoints), "--keep-last", "1"]) == 0
+    assert main(["checkpoint", "prune", str(checkpoints), "--keep-last", "1"]) == 0
     output, errors = capsys.readouterr()
     assert "Remove 3 of them for ever? [y/N]" in errors
     assert output.startswith("remove  batch-0000010")
@@ -336,9 +336,9 @@ def test_ctrl_c_at_the_question_ends_without_a_traceback(checkpoints: Path) -> N
     # What runs the tests in the background has them ignore Ctrl-C, and their children too.
     heeding = (
         "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "runpy.run_module('trainlab.checkpoint', run_name='__main__', alter_sys=True)"
+        "runpy.run_module('trainlab', run_name='__main__', alter_sys=True)"
     )
-    program = [sys.executable, "-c", heeding, "prune", str(checkpoints), "--keep-last", "1"]
+    program = [sys.executable, "-c", heeding, "checkpoint", "prune", str(checkpoints), "--keep-last", "1"]
     with subprocess.Popen(program, cwd=ROOT, stdin=screen, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         told = process.stderr.read(len("Remove 3 of them for ever? [y/N] "))
@@ -360,7 +360,7 @@ def test_a_reader_that_went_away_is_no_traceback(
     os.close(reading)
     with os.fdopen(writing, "w") as stdout:
         monkeypatch.setattr(sys, "stdout", stdout)
-        assert main(["verify", str(checkpoints)]) == 141
+        assert main(["checkpoint", "verify", str(checkpoints)]) == 141
     assert capsys.readouterr().err == ""
 
 
@@ -368,6 +368,7 @@ def test_a_reader_that_went_away_is_no_traceback(
     ("arguments", "told"),
     [
         ([], "COMMAND"),
+        (["lst"], "Did you mean 'list'?"),
         (["list"], "PLACE"),
         (["list", "a", "--storage-option", "key"], "not KEY=VALUE"),
         (["prune", "a", "--yes"], "--keep-last is required"),
@@ -383,7 +384,7 @@ def test_a_reader_that_went_away_is_no_traceback(
 def test_a_wrong_command_line_is_told(arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]) -> None:
     """What cannot be meant is an error of the command line, with status 2, before anything is looked at."""
     with pytest.raises(SystemExit) as raised:
-        main(arguments)
+        main(["checkpoint", *arguments])
     assert raised.value.code == 2
     assert told in capsys.readouterr().err
 
@@ -414,7 +415,7 @@ def test_storage_options_reach_the_file_system(checkpoints: Path, run: Answers) 
     """Options are passed on, those that are JSON as what they are; a folder of this machine takes none."""
     assert "storage_options" in run("list", checkpoints, "--storage-option", "anon=true", status=2)
     assert "'dirs'" in run("list", "memory://nothing", "--storage-option", 'dirs={"a": 1}', status=2)
-    assert main(["list", "memory://nothing", "--storage-option", "skip_instance_cache=true"]) == 2
+    assert main(["checkpoint", "list", "memory://nothing", "--storage-option", "skip_instance_cache=true"]) == 2
 
 
 def test_a_checkpoint_cannot_confuse_a_terminal(checkpoints: Path, run: Answers) -> None:

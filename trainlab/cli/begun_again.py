@@ -1,0 +1,163 @@
+"""The command that began a run, put together anew from its record, and started in the place of this process."""
+
+import hashlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trainlab.errors import RunFolderError
+from trainlab.experiments.params_file import read_params_file
+from trainlab.runs.listing import PARAMS, RunInfo
+from trainlab.runs.masking import MASK
+
+__all__ = ["Command", "command_of", "options_after"]
+
+# What told the process of this command where it stands: not what it starts.
+_OF_THIS_PROCESS = (
+    *("TRAINLAB_RUN_DIR", "TRAINLAB_RESUME", "TRAINLAB_LAUNCH_ID", "TRAINLAB_LAUNCH_DIR", "TRAINLAB_LAUNCH_RUN"),
+    *("TRAINLAB_ATTEMPT", "TRAINLAB_EXPERIMENT", "TRAINLAB_SEARCH", "TRAINLAB_IGNORE_ENVIRONMENT"),
+)
+
+
+@dataclass
+class Command:
+    """A command that begins a run.
+
+    Attributes:
+        arguments: its words, the program first.
+        cwd: the folder that it is run in.
+        environment: variables beside those of this process.
+    """
+
+    arguments: list[str]
+    cwd: str
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        variables = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return f"cd {shlex.quote(self.cwd)} && {' '.join([*variables, shlex.join(self.arguments)])}"
+
+    def become(self) -> NoReturn:
+        """Run it in the place of this process: signals, output and exit status are its own."""
+        kept = {name: value for name, value in os.environ.items() if name not in _OF_THIS_PROCESS}
+        os.chdir(self.cwd)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.execve(self.arguments[0], self.arguments, {**kept, **self.environment})
+
+
+def options_after(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Part a command line at its first ``--``.
+
+    Args:
+        arguments: It.
+
+    Returns:
+        What is before it, and what is after it.
+    """
+    words = list(arguments)
+    place = words.index("--") if "--" in words else len(words)
+    return words[:place], words[place + 1 :]
+
+
+def command_of(run: RunInfo, more: Sequence[str]) -> Command:
+    """Put together what began a run, for this Python.
+
+    Args:
+        run: The run.
+        more: Options that come after those of the record.
+
+    Returns:
+        The command.
+
+    Raises:
+        RunFolderError: The record does not tell it, hides a secret of it that ``more`` does not give, or names a file
+            or folder that is no longer there.
+    """
+    record = run.record
+    cwd = str(record.get("cwd", ""))
+    if not os.path.isdir(cwd):
+        raise RunFolderError(
+            f"The folder that the run was begun in is not there. Received: {run.path}, begun in {cwd or 'none'}. Bring "
+            "it back; or begin the program yourself, which goes on with the run with TRAINLAB_RUN_DIR and "
+            "TRAINLAB_RESUME=1 in its environment."
+        )
+    experiment = record.get("experiment")
+    if isinstance(experiment, Mapping):
+        params = _params_file(run)
+        words = ["-m", "trainlab", "run", _place_of(record, experiment), "--params-file", params, *more]
+    else:
+        words = _program(run, cwd) + _without_given(_words(run), more, run)
+    return Command([sys.executable, *words], cwd)
+
+
+def _place_of(record: Mapping[str, Any], experiment: Mapping[str, Any]) -> str:
+    """Where the experiment is defined, as ``trainlab run`` takes it."""
+    name, module = str(experiment.get("path")), str(experiment.get("module"))
+    if module == "__main__":
+        module = str(record.get("module") or "")
+    # A file of a package may import its neighbours, which it can only as a module.
+    return f"{module}:{name}" if "." in module else f"{experiment.get('file')}:{name}"
+
+
+def _params_file(run: RunInfo) -> str:
+    """A file with the run's parameters, those of its last start: its params.yaml, or else a copy."""
+    if isinstance(run.path, Path):
+        file = run.path / PARAMS
+        if file.exists() and read_params_file(file) == run.params:
+            return str(file)
+    above = Path(os.environ.get("TRAINLAB_CACHE") or "~/.cache/trainlab").expanduser() / "params"
+    above.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(run.params)
+    copy = above / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    copy.write_text(text, encoding="utf-8")
+    return str(copy)
+
+
+def _words(run: RunInfo) -> list[str]:
+    words = run.record.get("argv") or run.record.get("command")
+    if not isinstance(words, list):
+        raise RunFolderError(f"The run's record does not say what began it. Received: {run.path}.")
+    return [str(word) for word in words[1:]]
+
+
+def _program(run: RunInfo, cwd: str) -> list[str]:
+    module, script = run.record.get("module"), run.record.get("script")
+    if isinstance(module, str):
+        return ["-m", module]
+    if not isinstance(script, str):
+        raise RunFolderError(
+            f"The run was begun by no script and no module, but typed in or in a notebook. Received: {run.path}. "
+            f"Begin it yourself, with TRAINLAB_RUN_DIR={shlex.quote(str(run.path))} TRAINLAB_RESUME=1."
+        )
+    if not os.path.isfile(os.path.join(cwd, script)):
+        raise RunFolderError(f"The run's script is not there. Received: {os.path.join(cwd, script)}, of {run.path}.")
+    return [script]
+
+
+def _without_given(words: list[str], more: Sequence[str], run: RunInfo) -> list[str]:
+    """The recorded words and then those given, which stand for secrets that the record hides."""
+    given = {word.partition("=")[0] for word in more if word.startswith("-")}
+    kept: list[str] = []
+    hidden: list[str] = []
+    for word in words:
+        if MASK not in word:
+            kept.append(word)
+            continue
+        # --token=***, or the value of the option before it; in a URL the mask is only a part of it.
+        is_option = word.startswith("-") and "=" in word
+        option = word.partition("=")[0] if is_option else kept.pop() if kept and kept[-1].startswith("-") else ""
+        if option not in given:
+            hidden.append(option or word)
+    if hidden:
+        example = " ".join(f"{name} VALUE" for name in hidden if name.startswith("-"))
+        raise RunFolderError(
+            f"Secrets of the command line were not recorded: {', '.join(hidden)}. Received: {run.path}. "
+            f"Give them again at the end: -- {example or 'OPTION VALUE'}."
+        )
+    return [*kept, *more]
