@@ -34,6 +34,13 @@ SAYS = {
 # It has checkpoints, and no run.
 OWN_LOOP = "own_loop.py"
 
+# Those with a command line of experiments, and the files that run them.
+ELSEWHERE = {
+    "experiments.py": "test_experiment_examples.py",
+    "search.py": "test_search_example.py",
+    "sweep.py": "test_sweep_example.py",
+}
+
 
 def command(example: str, *arguments: str) -> list[str]:
     """What a shell would run."""
@@ -78,7 +85,9 @@ def training_records(folder: Path) -> list[dict[str, Any]]:
 
 def test_every_example_is_tested() -> None:
     """No script in examples/ goes without its test."""
-    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*LONGER, OWN_LOOP}
+    assert {path.name for path in (ROOT / "examples").glob("*.py")} == {*LONGER, OWN_LOOP, *ELSEWHERE}
+    for example, tests in ELSEWHERE.items():
+        assert f'"{example}"' in (Path(__file__).parent / tests).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("example", [*LONGER, OWN_LOOP])

@@ -14,7 +14,7 @@ from tests.distributed.ranks import free_port
 
 __all__ = ["PASSWORD", "installed", "postgres"]
 
-PASSWORD = "kept/out@of:sight"  # noqa: S105  # of a server that is gone a moment later
+PASSWORD = "kept/out@of:sight"  # of a server that is gone a moment later
 _USER = "trainlab"
 _NOBODY = "nobody"
 

@@ -11,6 +11,7 @@ from trainlab.experiments.searched import connect, disconnect, hide_password
 from trainlab.sweeps.storage import check_local, file_system, open_storage, sqlite_url
 
 MOUNTS = """\
+tmpfs /run tmpfs rw 0 0
 /dev/root / ext4 rw 0 0
 server:/home /home nfs4 rw,vers=4.2 0 0
 tmpfs /home/me/fast tmpfs rw 0 0
@@ -20,7 +21,13 @@ me@host: /mnt/my\\040data fuse.sshfs rw 0 0
 
 @pytest.mark.parametrize(
     ("path", "kind"),
-    [("/data/a", "ext4"), ("/home/me/a", "nfs4"), ("/home/me/fast/a", "tmpfs"), ("/mnt/my data/a", "fuse.sshfs")],
+    [
+        ("/data/a", "ext4"),
+        ("/run/a", "tmpfs"),
+        ("/home/me/a", "nfs4"),
+        ("/home/me/fast/a", "tmpfs"),
+        ("/mnt/my data/a", "fuse.sshfs"),
+    ],
 )
 def test_the_file_system_of_a_path(tmp_path: Path, path: str, kind: str) -> None:
     """The kind of a path's file system is that of the innermost place that something is mounted at."""

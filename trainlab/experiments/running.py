@@ -124,13 +124,12 @@ def call_main(experiment: "Experiment", values: "Values") -> Any:
     Returns:
         What it returned.
     """
-    if values.model is not None:
-        return experiment.main(values.model)
+    given = values.params if values.model is None else values.model
     if not experiment.takes_context:
-        return experiment.main(values.params)
+        return experiment.main(given)
     from trainlab.containers import run_context
 
-    return experiment.main(values.params, run_context())
+    return experiment.main(given, run_context())
 
 
 def _searched() -> Any:

@@ -105,7 +105,7 @@ class SearchedBy:
             for seconds in _PATIENCE:
                 try:
                     return self._report(float(value), step)
-                except StorageInternalError:  # a server that starts again
+                except (StorageError, StorageInternalError):  # a server that starts again
                     logger.warning("The search's storage cannot be reached. Once more in %d s.", seconds)
                     time.sleep(seconds)
             return self._report(float(value), step)

@@ -89,7 +89,9 @@ class SearchTable:
         if self._live is not None:
             self._live.update(self._table(trials, self._fitting(trials)), refresh=True)
             return
-        new = [trial for trial in trials if self._told.get(trial.number) != trial.state]
+        # One that has no parameters yet begins this instant.
+        known = [trial for trial in trials if trial.params or trial.state != "running"]
+        new = [trial for trial in known if self._told.get(trial.number) != trial.state]
         is_first = not self._told
         self._told.update((trial.number, trial.state) for trial in new)
         done = sum(trial.state != "running" for trial in trials)

@@ -42,7 +42,7 @@ class Searched:
             metric_value(metrics, self._search.metric, "the search looks at")
 
     def note(self, metrics: Mapping[str, Any], progress: Progress) -> None:
-        """Report a validation, and ask for a stop if the search prunes; what has reached its end is not pruned.
+        """Report a validation, and ask for a stop if the search prunes.
 
         Args:
             metrics: the validation's metrics by name.
@@ -56,8 +56,7 @@ class Searched:
             return
         value = metric_value(metrics, self._search.metric, "the search looks at")
         in_epochs = isinstance(self._plan.max_length, Epoch)
-        prunes = self._search.report(value, progress.epochs_trained if in_epochs else progress.batches_trained)
-        if prunes and not self._plan.finished(progress):
+        if self._search.report(value, progress.epochs_trained if in_epochs else progress.batches_trained):
             self.is_pruned = True
             self._context.ask_to_stop()
 
