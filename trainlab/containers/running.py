@@ -12,7 +12,7 @@ from trainlab.distributed import choose_device
 from trainlab.errors import InvalidStateError
 from trainlab.runs.current import CurrentRun, current_run
 
-__all__ = ["context", "place_on_correct_device", "run_context"]
+__all__ = ["place_on_correct_device", "run_context", "transform"]
 
 _lock = threading.Lock()
 # One warning for each type that cannot be moved, and not one a batch.
@@ -35,41 +35,6 @@ def run_context() -> ContextObject:
         if run.context is None:
             run.context = ContextObject()
     return cast(ContextObject, run.context)
-
-
-class _RunningContext:
-    """The context of the running experiment: everything that is set on it is moved, saved and restored together.
-
-    It can be imported before a run; using it then is an error.
-    """
-
-    @property
-    def __class__(self) -> type:
-        return ContextObject
-
-    @__class__.setter
-    def __class__(self, value: type) -> None:
-        raise TypeError("The class of trainlab.context cannot be changed.")
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(run_context(), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(run_context(), name, value)
-
-    def __delattr__(self, name: str) -> None:
-        delattr(run_context(), name)
-
-    def __dir__(self) -> list[str]:
-        return dir(run_context()) if current_run() is not None else dir(ContextObject)
-
-    def __repr__(self) -> str:
-        return repr(run_context()) if current_run() is not None else "<the context of no running experiment>"
-
-
-context = cast(ContextObject, _RunningContext())
 
 
 def place_on_correct_device(*args: Any) -> list[Any]:

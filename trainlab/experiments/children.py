@@ -16,6 +16,7 @@ from trainlab.errors import InvalidStateError, InvalidValueError, LaunchError
 from trainlab.launch.child import ChildProcess
 from trainlab.runs import JoinedFolder, RankOutput
 from trainlab.runs.current import CurrentRun, Seeds, begin_run, current_run, end_run
+from trainlab.runs.masking import Masking
 from trainlab.runs.sent_run import VARIABLE, sent_to_children
 
 if TYPE_CHECKING:
@@ -319,7 +320,9 @@ class _Helper:
         )
         with ExitStack() as ending:
             ending.callback(folder.close)
+            folder.masking = Masking(self.values.secrets)
             folder.attach_log()
+            folder.attach_users_log()
             output = RankOutput.open(folder.path, self.log_number)
             del os.environ["TRAINLAB_CONSOLE_COPY"]  # a training of the helper's has a log of its own
             if output is not None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from trainlab.errors import DisagreementError, InvalidValueError, TrainlabError
+from trainlab.errors import DisagreementError, InvalidValueError, RunFolderError, TrainlabError
 from trainlab.runs import JoinedFolder, RunFolder
 from trainlab.runs.masking import Masking
 
@@ -176,12 +176,14 @@ def open_run(experiment: "Experiment", values: "Values", place: Place, ranks: "D
     """
     if ranks is None:
         folder = _open_folder(experiment, values, place)
+        _tell_launcher(folder)
         return Opened(folder, _with_seed_of(folder, values), None)
     opened: list[RunFolder] = []
 
     def on_chief() -> dict[str, Any]:
         folder = _open_folder(experiment, values, place)
         try:
+            _tell_launcher(folder)
             chosen = pickle.dumps(_with_seed_of(folder, values))
         except BaseException:
             folder.close()
@@ -200,7 +202,7 @@ def _open_folder(experiment: "Experiment", values: "Values", place: Place) -> Ru
     # The launch's folder is for its first run, and not for those of the programs that this one may start.
     of_launch = os.environ.pop("TRAINLAB_LAUNCH_RUN", None) if place.run_dir is None else None
     launch = _launched()
-    root = _URL_OF_PATH.sub(r"\1://", str(values.params["output_dir"]), count=1)
+    root = _root(values.params["output_dir"])
     run_dir = place.run_dir or of_launch
     if run_dir is None and "://" in root:
         run_dir = f"{root.rstrip('/')}/{experiment.path}/{_new_name(launch)}"
@@ -214,7 +216,36 @@ def _open_folder(experiment: "Experiment", values: "Values", place: Place) -> Ru
         masking=Masking(values.secrets),
     )
     folder.resumes = folder.resumes or (place.resumes and folder.continues)
+    _refuse_another(experiment, folder)
     return folder
+
+
+def _tell_launcher(folder: RunFolder) -> None:
+    """Let what launched this process know where its run is, if something did."""
+    if "TRAINLAB_LAUNCH_DIR" in os.environ:
+        from trainlab.distributed import note  # which loads torch
+
+        note("run", {"folder": str(folder.place)})
+
+
+def _root(output_dir: object) -> str:
+    """The folder, or URL, that new runs are made in."""
+    text = str(output_dir)
+    found = _URL_OF_PATH.match(text)
+    if found is None:
+        return text
+    return f"{found[1]}:{'///' if found[1] in ('file', 'local') else '//'}{text[found.end() :]}"
+
+
+def _refuse_another(experiment: "Experiment", folder: RunFolder) -> None:
+    """Refuse to go on with the run of another experiment."""
+    begun = (folder.record.get("experiment") or {}).get("path")
+    if begun not in (None, experiment.path):
+        folder.close()
+        raise RunFolderError(
+            f"This folder holds a run of another experiment, {begun!r}. Received: {folder.place} for "
+            f"{experiment.path!r}. Name a new folder, or the experiment whose run it is."
+        )
 
 
 def _new_name(launch: "Launched | None") -> str:

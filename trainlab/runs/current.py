@@ -3,8 +3,8 @@
 import os
 import random
 import threading
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,7 +16,7 @@ from trainlab.runs.sent_run import VARIABLE, sent
 if TYPE_CHECKING:
     from trainlab.schedule import TrainUnit
 
-__all__ = ["CurrentRun", "SearchedTrial", "Seeds", "begin_run", "current_run", "end_run", "refuse_second_run"]
+__all__ = ["CurrentRun", "SearchedTrial", "Seeds", "begin_run", "current_run", "end_run", "only_run"]
 
 
 class SearchedTrial(Protocol):
@@ -125,6 +125,9 @@ class CurrentRun:
 
 
 _current: CurrentRun | None = None
+# Which process opens a run, of which experiment; a forked child's is not its parent's.
+_opening: tuple[int, str] | None = None
+_opening_lock = threading.Lock()
 # What the environment told last, and the run that it stands for.
 _sent: tuple[str, CurrentRun] | None = None
 
@@ -138,7 +141,30 @@ def current_run() -> CurrentRun | None:
     return _current or _run_of_environment()
 
 
-def refuse_second_run(experiment: str) -> None:
+@contextmanager
+def only_run(experiment: str) -> Iterator[None]:
+    """A block in which a run is opened and goes on, and no other thread of this process begins one.
+
+    Args:
+        experiment: the name of what is to be run.
+
+    Yields:
+        None.
+
+    Raises:
+        InvalidStateError: one is running, or about to.
+    """
+    global _opening  # noqa: PLW0603  # as in begin_run
+    with _opening_lock:
+        _refuse_second_run(experiment)
+        before, _opening = _opening, (os.getpid(), experiment)
+    try:
+        yield
+    finally:
+        _opening = before
+
+
+def _refuse_second_run(experiment: str) -> None:
     """Refuse to begin a run in the middle of another one of this process.
 
     Args:
@@ -147,9 +173,14 @@ def refuse_second_run(experiment: str) -> None:
     Raises:
         InvalidStateError: one is running already.
     """
+    running = None
     if _current is not None and _current.pid == os.getpid():
+        running = f"{_current.experiment!r}, in {_current.output_dir}"
+    elif _opening is not None and _opening[0] == os.getpid():
+        running = repr(_opening[1])
+    if running is not None:
         raise InvalidStateError(
-            f"An experiment runs in this process already: {_current.experiment!r}, in {_current.output_dir}. Received: "
+            f"An experiment runs in this process already: {running}. Received: "
             f"{experiment!r}. Run it in a process of its own, with trainlab.run_experiment(...); or, for a helper "
             "of the same run, call trainlab.launch_subprocess()."
         )
@@ -165,7 +196,8 @@ def begin_run(run: CurrentRun) -> None:
         InvalidStateError: one is running already.
     """
     global _current  # noqa: PLW0603  # one run at a time in a process is the rule, and it is kept here
-    refuse_second_run(run.experiment)
+    if _current is not None and _current.pid == os.getpid():
+        _refuse_second_run(run.experiment)
     run.outer = _current
     _current = run
 
