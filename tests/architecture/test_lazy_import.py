@@ -33,6 +33,13 @@ def test_units_load_no_torch() -> None:
     assert not loaded & HEAVY
 
 
+def test_an_experiment_can_be_written_down_without_torch() -> None:
+    """A script that imports what experiments are made of tells its options without waiting for torch."""
+    loaded = loaded_by("from trainlab import context, experiment, group, output_dir, parameter, params, search, Search")
+    assert {"trainlab.experiments", "trainlab.containers"} <= loaded
+    assert not loaded & {"numpy", "optuna", "rich", "tensorboard", "torch"}
+
+
 def test_the_trainer_brings_torch_and_no_recording() -> None:
     """The first touch of `Trainer` brings torch and what the loop needs; bars, boards and searches wait for use."""
     loaded = loaded_by("import trainlab; trainlab.Trainer")

@@ -313,3 +313,28 @@ def test_a_helper_of_a_notebook_is_sent_whole(tmp_path: Path) -> None:
     with program(tmp_path, prompt + NOTEBOOK) as started:
         assert started.wait() == 0, started.said()
         assert [told["rank"] for told in json.loads(started.wait_for("told"))] == [0, 1, 2]
+
+
+LEAKS = f"""{HEAD}
+import logging
+
+@trainlab.parameter("access_token", default="")
+@trainlab.experiment
+def train(params):
+    if not trainlab.is_subprocess():
+        trainlab.launch_subprocess().join()
+        return
+    logging.getLogger("mine").warning("it is %s", params["access_token"])
+    raise ValueError("bad " + params["access_token"])
+{TAIL}"""
+
+
+def test_a_helpers_log_has_no_secrets(tmp_path: Path) -> None:
+    """What a helper logs, its error too, is in its log, and the run's secrets are in no log of trainlab's."""
+    with program(tmp_path, LEAKS, "--access-token", "sesame-4711") as started:
+        started.wait()
+    logged = [line for line in (run_of(tmp_path) / "log.rank-1.txt").read_text().splitlines() if " mine: " in line]
+    assert logged and logged[0].endswith("it is ***")
+    failed = (run_of(tmp_path) / "log.rank-1.txt").read_text().partition("This helper process failed")[2]
+    assert "ValueError: bad ***" in failed.partition("Traceback")[2]
+    assert "sesame-4711" not in (run_of(tmp_path) / "log.txt").read_text()

@@ -137,3 +137,32 @@ def test_the_command_tells_options_and_experiments(folder: Path, capsys: pytest.
     with pytest.raises(InvalidValueError, match="Which experiment"):
         main(["several.py"])
     assert trainlab.experiment  # the public name is no module
+
+
+def test_a_loaded_file_is_the_program(tmp_path: Path) -> None:
+    """A class of a script has one name in checkpoints, whether the script or `trainlab run` or a child runs it."""
+    script = tmp_path / "my-program.py"
+    script.write_text(
+        """
+import enum, trainlab
+from trainlab.checkpoint.classes import class_name
+from trainlab.launch.child import ChildProcess
+
+class Mode(enum.Enum):
+    A = 1
+
+def named():
+    return class_name(Mode)
+
+@trainlab.experiment
+def train(params):
+    print("names", named(), ChildProcess(named).start().result())
+
+if __name__ == "__main__":
+    train.cli()
+"""
+    )
+    for command in ([str(script)], ["-m", "trainlab", "run", str(script)]):
+        line = [sys.executable, *command]
+        done = subprocess.run(line, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert "names __main__:Mode __main__:Mode" in done.stdout, done.stderr

@@ -384,3 +384,47 @@ def test_a_run_on_a_store_works_in_a_local_folder(tmp_path: Path, monkeypatch: p
     (found,) = store.ls(f"/{tmp_path.name}/runs/train", detail=False)
     assert store.cat(f"{found}/mine.txt") == b"kept"
     assert json.loads(store.cat(f"{found}/run.json"))["status"] == "finished"
+
+
+def test_a_root_may_be_a_url_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--output-dir file:///data/runs` makes runs in /data/runs, and nowhere below the current folder."""
+    monkeypatch.chdir(tmp_path)
+    train = made(lambda params: None)
+    train.cli(["--output-dir", f"file://{tmp_path / 'there'}"])
+    (folder,) = (tmp_path / "there" / "train").iterdir()
+    assert record_of(folder)["status"] == "finished"
+    assert [path.name for path in tmp_path.iterdir()] == ["there"]
+
+
+def test_another_experiments_run_is_not_gone_on_with(tmp_path: Path) -> None:
+    """A folder with the run of one experiment is refused by another one, and left as it is."""
+    values = made(lambda params: None).read({"output_dir": tmp_path})
+    running.run(made(lambda params: None), values, run_dir=tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_text()
+    other = trainlab.experiment(name="other")(lambda params: None)
+    with pytest.raises(RunFolderError, match="run of another experiment, 'train'"):
+        running.run(other, other.read({}), run_dir=tmp_path / "run", resumes=True)
+    assert json.loads(before)["experiment"] == record_of(tmp_path / "run")["experiment"]
+
+
+def test_of_threads_one_runs_and_the_others_leave_nothing(tmp_path: Path) -> None:
+    """Several threads that start an experiment at once make one run; the others get an error, and no folder."""
+    begun, refused = threading.Event(), []
+    train = made(lambda params: begun.wait(30))
+
+    def start() -> None:
+        try:
+            train.run({"output_dir": tmp_path})
+        except InvalidStateError as error:
+            refused.append(str(error))
+            if len(refused) == 3:
+                begun.set()
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(refused) == 3
+    (folder,) = (tmp_path / "train").iterdir()
+    assert record_of(folder)["status"] == "finished"
