@@ -52,6 +52,21 @@ class Fussy:
         self.value = state["value"]
 
 
+class Versioned(nn.Linear):
+    """A module that takes only its own version, as a saved tokenizer or a quantized layer does."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(1, 1)
+        self.version = version
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"version": self.version}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        if state["version"] != self.version:
+            raise ValueError("another version")
+
+
 def make(seed: int, **more: Any) -> ContextObject:
     torch.manual_seed(seed)
     ctx = ContextObject()
@@ -185,12 +200,12 @@ def test_restored_tensors_keep_their_places() -> None:
     """A bare tensor that an optimizer trains is filled in place, and shares nothing with the state."""
     ctx = ContextObject(latent=torch.ones(3, requires_grad=True), mean=torch.zeros(2))
     ctx.optimizer = torch.optim.SGD([ctx.latent], lr=1.0)
-    latent, state = ctx.latent, {"latent": torch.full((3,), 2.0), "mean": torch.ones(5), "optimizer": None}
+    latent, state = ctx.latent, {"latent": torch.full((3,), 2.0), "mean": torch.ones(2), "optimizer": None}
     state["optimizer"] = ctx.state_dict()["optimizer"]
     ctx.load_state_dict(state)
     assert ctx.latent is latent and latent.requires_grad and latent.tolist() == [2.0] * 3
     state["mean"].zero_()
-    assert ctx.mean.tolist() == [1.0] * 5
+    assert ctx.mean.tolist() == [1.0] * 2
 
 
 def test_nothing_is_ignored_and_nothing_is_half_loaded() -> None:
@@ -262,6 +277,42 @@ def test_a_state_of_another_kind_is_an_error(value: Any, saved: Any) -> None:
     assert ctx.other == 1
 
 
+@pytest.mark.parametrize(
+    ("value", "saved"),
+    [
+        (1, "text"),
+        ("text", 1.5),
+        (b"bytes", "text"),
+        (1, torch.tensor(2)),
+        (1.5, torch.tensor(2)),
+        (torch.tensor(2), 3),
+        (torch.zeros(2), torch.zeros(3)),
+        (np.zeros(2), np.zeros((2, 1))),
+        (np.zeros(2), torch.zeros(2)),
+        (2, np.zeros(2)),
+    ],
+    ids=lambda value: f"{type(value).__name__}-{getattr(value, 'shape', '')}",
+)
+def test_data_of_another_kind_or_shape_is_an_error_with_its_path(value: Any, saved: Any) -> None:
+    """A checkpoint of another program is told, and not taken for this one's numbers, texts and tensors."""
+    ctx = ContextObject(other=1, value=value, paired=(value, Counter()))
+    with pytest.raises(CheckpointMismatchError, match=r"value is .*, where the context has .*paired\[0\] is "):
+        ctx.load_state_dict({"other": 2, "value": saved, "paired": (saved, OrderedDict(count=1))})
+    assert ctx.other == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "saved"),
+    [(None, 1), (1, None), (None, "text"), (None, torch.ones(2)), (torch.ones(2), None), (1, 2.5), (2.5, 1)],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_value_that_was_not_set_yet_takes_any_and_numbers_take_each_other(value: Any, saved: Any) -> None:
+    """`best = None` becomes the best loss, and a sum that began with 0 becomes a float."""
+    ctx = ContextObject(value=value)
+    ctx.load_state_dict({"value": saved})
+    assert same(ctx.value, saved)
+
+
 def test_lists_and_dicts_of_data_become_what_was_saved() -> None:
     """A list of losses has its saved length again, whatever its length was before; a name must not be missing."""
     ctx = ContextObject(losses=[], by_name={"a": 1})
@@ -282,6 +333,26 @@ def test_an_object_that_refuses_its_state_leaves_all_others_as_they_were() -> No
         ctx.load_state_dict(saved)
     assert (ctx.first.value, ctx.epoch) == (1, 0)
     assert torch.equal(ctx.model.weight, weights)
+
+
+def test_a_module_that_refuses_its_state_leaves_everything_as_it_was() -> None:
+    """What a module finds out in its own `set_extra_state` is one error with its path, and nothing was changed."""
+    ctx = ContextObject(a=Versioned(1), plain=nn.Linear(1, 1), b=nn.Sequential(Versioned(2)), first=Fussy(1), epoch=0)
+    saved = ContextObject(a=Versioned(1), plain=nn.Linear(1, 1), b=nn.Sequential(Versioned(3)), first=Fussy(5), epoch=9)
+    before = _copied(ctx.state_dict())
+    with pytest.raises(CheckpointMismatchError, match=r"nothing was changed\. b refuses .*ValueError: another version"):
+        ctx.load_state_dict(saved.state_dict())
+    assert same(ctx.state_dict(), before)
+    saved.b[0].version = 2
+    ctx.load_state_dict(saved.state_dict())
+    assert same(ctx.state_dict(), saved.state_dict())
+
+
+def test_an_ordered_dict_of_modules_is_a_dict_of_the_context() -> None:
+    """Modules by name in an OrderedDict are saved and restored, not refused as data."""
+    ctx, other = (ContextObject(heads=OrderedDict(a=nn.Linear(1, 1))) for _ in range(2))
+    other.load_state_dict(ctx.state_dict())
+    assert isinstance(other.heads, ContextDict) and torch.equal(other.heads["a"].weight, ctx.heads["a"].weight)
 
 
 def test_what_has_no_state_is_told_with_its_path_and_can_be_left_out() -> None:

@@ -170,3 +170,30 @@ def test_things_are_placed_where_the_experiment_trains(run: Callable[..., Any]) 
     assert place() == run(lambda params: place()) == expected
     assert run(lambda params: place(), resumes=True, cuda=False) == "cpu"
     assert trainlab.place_on_correct_device() == []
+
+
+def test_texts_and_none_are_placed_without_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    """Names and missing values in a batch, which nobody expects to move, are passed on silently."""
+    assert trainlab.place_on_correct_device("id", None, {"name": "n"}) == ["id", None, {"name": "n"}]
+    assert not caplog.records
+
+
+def test_a_run_started_again_in_its_folder_keeps_what_it_recorded(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Without a word that it goes on, nothing is removed and the error says what to do; told so, each step is once."""
+
+    def main(params: Any) -> None:
+        context.recorder = trainlab.Recorder(tensorboard=False)
+        context.autotransform()
+        for _ in range(2):
+            context.recorder.scalar("x", context.recorder.count)
+            context.recorder.step()
+        trainlab.save_checkpoint(context, context.recorder.count)
+
+    run(main)
+    before = (tmp_path / "run" / "scalars.csv").read_bytes()
+    with pytest.raises(InvalidStateError, match="trainlab resume.*TRAINLAB_RESUME=1.*another folder"):
+        run(main)
+    assert (tmp_path / "run" / "scalars.csv").read_bytes() == before
+    run(main, resumes=True)
+    lines = (tmp_path / "run" / "scalars.csv").read_text().splitlines()
+    assert lines == ["step,tag,value", *(f"{step},x,{step}.0" for step in range(4))]

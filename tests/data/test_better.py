@@ -144,3 +144,20 @@ def test_a_trainer_takes_the_seed_of_a_loader() -> None:
     stream.close()
     read(loader)
     assert of_trainer == read(loader)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epoch": "x"}, {"epoch": True}, {"records": -1}, {"batches": None}, {"stream": 3}, {"records": 11}],
+    ids=str,
+)
+def test_a_state_that_leads_nowhere_is_refused_and_changes_nothing(wrong: dict[str, Any]) -> None:
+    """Numbers that are none, and records beyond the data set, are errors at once and not an empty epoch."""
+    loader = BetterDataLoader(DATA, batch_size=3)
+    iterator = iter(loader)
+    next(iterator)
+    before = loader.state_dict()
+    with pytest.raises(CheckpointMismatchError, match="Received: "):
+        loader.load_state_dict({**before, **wrong})
+    assert loader.state_dict() == before and next(iterator).tolist() == [3, 4, 5]
+    loader.load_state_dict({**before, "records": 10, "batches": 4, "stream": None})

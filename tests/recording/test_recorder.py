@@ -313,3 +313,39 @@ def test_a_forked_child_does_not_write_into_its_parents_files(tmp_path: Path) ->
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     recorder.close()
     assert rows(tmp_path) == ["0,train/loss,0.0"]
+
+
+def test_a_loop_that_sets_the_count_has_each_step_once_after_a_crash(tmp_path: Path) -> None:
+    """Without `step()`, and without a state, what is recorded again takes the place of what the dead process wrote."""
+    backends = ["csv", "jsonl", "tensorboard"]
+    for first, end in ((0, 3), (0, 4), (2, 6), (6, 8)):
+        with Recorder(tmp_path, backends=backends) as recorder:
+            for count in range(first, end):
+                recorder.count = count
+                recorder.scalar("a\n9,b", count)
+                recorder.image("x", np.zeros((2, 2)))
+        steps = list(range(end))
+        text = (tmp_path / "scalars.csv").read_text()
+        assert text == "step,tag,value\n" + "".join(f'{step},"a\n9,b",{step}.0\n' for step in steps)
+        lines = (tmp_path / "scalars.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == steps
+        assert sorted(one.step for one in events(tmp_path).Scalars("a\n9,b")) == steps
+        assert len(list((tmp_path / "images").iterdir())) == end
+
+
+def test_a_recorder_that_was_closed_goes_on_with_its_own_files(tmp_path: Path) -> None:
+    """`close()` in the middle of a loop costs nothing that was recorded before."""
+    recorder = Recorder(tmp_path, tensorboard=False)
+    for _ in range(2):
+        record(recorder, 1)
+        recorder.close()
+    assert rows(tmp_path) == ["0,train/loss,0.0", "1,train/loss,0.5"]
+
+
+@pytest.mark.parametrize("count", ["x", None, True, 1.5])
+def test_a_counter_takes_no_count_that_is_none(count: Any) -> None:
+    """A damaged state is told when it is loaded, and the count stays what it was."""
+    counter = Counter(3)
+    with pytest.raises(InvalidTypeError, match="A count is an int"):
+        counter.load_state_dict({"count": count})
+    assert counter.count == 3

@@ -1,11 +1,13 @@
 """ContextObject, ContextDict and ContextList: all that a training loop of one's own holds, saved and moved as one."""
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from typing import Any, TypeVar
 
 import torch
 
 from trainlab.containers.holder import Holder
+from trainlab.containers.kinds import is_object
 from trainlab.containers.loading import load
 from trainlab.containers.moving import Mover
 from trainlab.containers.saving import state_of
@@ -146,7 +148,7 @@ class Container(Holder):
         """Make containers of dicts and lists; what ranks share already is told of an optimizer that comes later."""
         if self._shared is not None and isinstance(value, torch.optim.Optimizer):
             self._shared.add_optimizer(value)
-        if type(value) is dict:
+        if type(value) is dict or (type(value) is OrderedDict and any(map(is_object, value.values()))):
             return ContextDict(value)
         return ContextList(value) if type(value) is list else value
 

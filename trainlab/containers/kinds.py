@@ -24,7 +24,9 @@ __all__ = [
     "is_object",
     "is_pure_data",
     "joined",
+    "loads_by_own_code",
     "own_module",
+    "shape_of_data",
 ]
 
 DEEPEST = 100
@@ -137,6 +139,37 @@ def own_module(module: nn.Module) -> nn.Module:
         if inner is module:
             return module
         module = inner
+
+
+def loads_by_own_code(module: nn.Module) -> bool:
+    """Tell whether a module may refuse a state whose keys and shapes fit: it, or one in it, has code of its own for it.
+
+    Args:
+        module: any module.
+    """
+    return any(
+        one._load_state_dict_pre_hooks
+        or one._load_state_dict_post_hooks
+        or type(one).set_extra_state is not nn.Module.set_extra_state
+        or type(one).load_state_dict is not nn.Module.load_state_dict
+        or not type(one)._load_from_state_dict.__module__.startswith("torch.")
+        for one in module.modules()
+    )
+
+
+def shape_of_data(value: Any) -> Any:
+    """Give the kind of a piece of data, with its shape; None for all that is no number, text, bytes, tensor or array.
+
+    Args:
+        value: any data.
+    """
+    if isinstance(value, torch.Tensor):
+        return "tensor", tuple(value.shape)
+    if isinstance(value, np.ndarray):
+        return "array", value.shape
+    if isinstance(value, bool | int | float | complex | np.number | np.bool_):
+        return "number"
+    return next((kind for kind in (str, bytes) if isinstance(value, kind)), None)
 
 
 def joined(path: str, key: Any) -> str:

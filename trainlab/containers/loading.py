@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
@@ -20,7 +21,9 @@ from trainlab.containers.kinds import (
     is_object,
     is_pure_data,
     joined,
+    loads_by_own_code,
     own_module,
+    shape_of_data,
 )
 from trainlab.containers.saving import saved_keys
 from trainlab.errors import CheckpointMismatchError
@@ -82,7 +85,7 @@ class _Comparison:
         return self._data(value, saved, path)
 
     def load_objects(self) -> None:
-        """Load the objects that are not torch's own; if one refuses, those before it are put back."""
+        """Load what is not torch's own and may refuse; if one does, those before it are put back."""
         done: list[tuple[str, Stateful, Any]] = []
         # A recorder cuts its files, which nobody can undo.
         for path, one, saved in sorted(self._objects, key=lambda entry: isinstance(entry[1], Recorder)):
@@ -174,6 +177,10 @@ class _Comparison:
                 ),
             )
 
+        if loads_by_own_code(own):
+            self._objects.append((path, own, saved))
+            return lambda: module
+
         def restore() -> nn.Module:
             own.load_state_dict(saved)
             return module
@@ -192,7 +199,8 @@ class _Comparison:
         return restore
 
     def _data(self, value: Any, saved: Any, path: str) -> _Restore:
-        if type(saved) is not type(value) and type(saved) in (dict, list, OrderedDict):
+        is_other_kind = type(saved) is not type(value) and type(saved) in (dict, list, OrderedDict)
+        if is_other_kind or not _may_replace(value, saved):
             return self._refuse(path, f"{_told(saved)}, where the context has {_told(value)}")
         is_trained = isinstance(value, torch.Tensor) and (isinstance(value, nn.Parameter) or value.requires_grad)
         if is_trained and not _is_alike(value, saved):
@@ -261,6 +269,12 @@ def _restored(value: Any, saved: Any) -> Any:
     return saved.detach().to(value.device, copy=True)
 
 
+def _may_replace(value: Any, saved: Any) -> bool:
+    """Whether both are data of one kind and shape, or at least one has none, as what was not set yet."""
+    one, other = shape_of_data(value), shape_of_data(saved)
+    return one is None or other is None or one == other
+
+
 def _is_alike(value: torch.Tensor, saved: Any) -> bool:
     return isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (value.shape, value.dtype)
 
@@ -274,4 +288,6 @@ def _overlaps(tensor: torch.Tensor) -> bool:
 def _told(value: Any) -> str:
     if isinstance(value, torch.Tensor):
         return f"a tensor of shape {tuple(value.shape)} and {value.dtype}"
+    if isinstance(value, np.ndarray):
+        return f"an array of shape {value.shape} and {value.dtype}"
     return f"a {type(value).__name__}"

@@ -15,8 +15,8 @@ from trainlab.runs.current import CurrentRun, current_run
 __all__ = ["place_on_correct_device", "run_context", "transform"]
 
 _lock = threading.Lock()
-# One warning for each type that cannot be moved, and not one a batch.
-_warned: set[type] = set()
+# One warning for each type that cannot be moved, and not one a batch; none for these, which no one expects to move.
+_warned: set[type] = {str, type(None)}
 
 
 def run_context() -> ContextObject:

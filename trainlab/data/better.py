@@ -90,15 +90,33 @@ class BetterDataLoader(DataLoader):
             state: What ``state_dict`` gave.
 
         Raises:
-            CheckpointMismatchError: It is no such state.
+            CheckpointMismatchError: It is no such state, or one of more records than there are here.
         """
         if not isinstance(state, Mapping) or set(state) != _KEYS:
             raise CheckpointMismatchError(
                 f"The state of a BetterDataLoader has the entries {', '.join(sorted(_KEYS))}. Received: {state!r:.200}."
             )
+        wrong = [key for key in ("epoch", "records", "batches") if not _is_number(state[key])]
+        if wrong or not isinstance(state["stream"], Mapping | None):
+            raise CheckpointMismatchError(
+                "In the state of a BetterDataLoader epoch, records and batches are ints of at least 0, and stream is a "
+                f"mapping or None. Received: {state!r:.200}."
+            )
+        most = self._most_records()
+        if most is not None and state["records"] > most:
+            raise CheckpointMismatchError(
+                f"The state of a BetterDataLoader lies beyond its data set. Received: {state['records']} records of "
+                f"{most}. Load it into a loader of the data set that it was saved with."
+            )
         self._stream = None
         self._epoch = state["epoch"]
         self._position = {key: state[key] for key in ("records", "batches", "stream")}
+
+    def _most_records(self) -> int | None:
+        """The records of an epoch; None where that is not known."""
+        read = self.dataset if self.own_sampler is None else self.own_sampler
+        is_known = not (self.iterable or self.sharded or self.batch_size is None) and hasattr(read, "__len__")
+        return len(read) if is_known else None  # type: ignore[arg-type]
 
     def _open_stream(self) -> BatchStream:
         rank, ranks = get_rank(), get_num_processes()
@@ -123,3 +141,7 @@ class BetterDataLoader(DataLoader):
             if self._stream is stream:
                 self._stream = None
             stream.close()
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0

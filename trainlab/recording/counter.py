@@ -39,10 +39,11 @@ class Counter:
 
         Raises:
             CheckpointMismatchError: It is no such state.
+            InvalidTypeError: The count is no int.
         """
         if not isinstance(state, Mapping) or set(state) != {"count"}:
             raise CheckpointMismatchError(f"The state of a Counter is {{'count': n}}. Received: {state!r:.200}.")
-        self.count = state["count"]
+        self.count = checked_count(state["count"])
 
     def __repr__(self) -> str:
         return f"Counter({self.count})"

@@ -10,6 +10,7 @@ from typing import Any
 from trainlab.errors import InvalidStateError
 from trainlab.recording.console import ConsoleBackend
 from trainlab.recording.csv import CsvBackend
+from trainlab.recording.earlier import keep_before
 from trainlab.recording.jsonl import JsonlBackend
 from trainlab.recording.pictures import PictureFiles
 from trainlab.recording.record import Record
@@ -116,15 +117,28 @@ class Output:
         self.write_gathered()
         return self._series.state_dict()
 
-    def begin(self) -> None:
-        """Begin anew, unless something was written: what earlier processes recorded is removed."""
-        if self._waiting is not None:
+    def begin(self, count: int) -> None:
+        """Begin anew, unless something was written: what earlier processes recorded from a count on is removed.
+
+        Args:
+            count: the first that is recorded now.
+        """
+        if self._waiting is None:
+            return
+        if count:
+            paths = {path.relative_to(self._folder).as_posix(): path for path in self._series.files()}
+            self._series.restore({"files": {name: keep_before(path, count) for name, path in paths.items()}})
+        else:
             self._series.restore(None)
-            if self._pictures is not None:
-                self._pictures.cut(None)
-            if self._params_file is not None:
-                self._params_file.unlink(missing_ok=True)
-            self.go_on()
+        if self._pictures is not None:
+            self._pictures.cut(count - 1 if count else None)
+        if self._params_file is not None:
+            self._params_file.unlink(missing_ok=True)
+        self.go_on()
+
+    def forget(self) -> None:
+        """Forget what waits, so that closing writes none of it."""
+        self._waiting, self._gathered = [], {}
 
     def go_on(self) -> None:
         """Write after what is there."""

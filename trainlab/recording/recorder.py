@@ -15,6 +15,7 @@ from trainlab.distributed import is_master
 from trainlab.distributed.places import place_of_environment
 from trainlab.errors import CheckpointMismatchError, InvalidStateError, InvalidTypeError, InvalidValueError
 from trainlab.recording.counter import checked_count
+from trainlab.recording.earlier import refuse_to_begin_anew
 from trainlab.recording.output import BACKENDS, Output
 from trainlab.recording.pictures import figure_array, image_array
 from trainlab.runs.current import current_run
@@ -26,8 +27,9 @@ class Recorder:
     """Records numbers, images and figures, each at the present count; silent on all ranks but the first.
 
     After any number of crashes and resumes each step is recorded once: ``load_state_dict`` cuts what a dead process
-    recorded after the state was saved, and a run that begins anew in the same folder (its first ``step`` comes without
-    a ``load_state_dict``) begins its files anew. What is recorded before either waits until one of them comes.
+    recorded after the state was saved, and a run that begins anew in the same folder (its first ``step``, or its second
+    ``count``, comes without a ``load_state_dict``) begins its files anew, from the first count that it records. What is
+    recorded before either waits until one of them comes.
 
     Args:
         output_dir: The folder that is written to. Default None: that of the running experiment.
@@ -63,27 +65,36 @@ class Recorder:
         self._is_silent = False
         self._made: Output | None = None
         self._pid = os.getpid()
+        # Whether it is settled what becomes of earlier files; if not, where the first record is.
+        self._is_placed = False
+        self._first: int | None = None
 
     @property
     def count(self) -> int:
-        """The count at which everything is recorded; it can be set. A loop that sets it goes on after earlier files.
+        """The count at which everything is recorded; it can be set.
 
         Raises:
             InvalidTypeError: What it is set to is no int.
+            InvalidStateError: As of ``step``.
         """
         return self._count
 
     @count.setter
     def count(self, count: int) -> None:
-        self._count = checked_count(count)
-        if count and (output := self._output()) is not None:
-            output.go_on()
+        count = checked_count(count)
+        if count != self._count and self._first is not None:
+            self._place()
+        self._count = count
 
     def step(self) -> None:
-        """Count one more."""
+        """Count one more.
+
+        Raises:
+            InvalidStateError: The run would begin anew in a folder where it has checkpoints; nothing was removed.
+        """
+        self._place()
         self._count += 1
         if (output := self._output()) is not None:
-            output.begin()
             output.write_gathered()
 
     def scalar(self, tag: str, value: Any) -> None:
@@ -99,6 +110,7 @@ class Recorder:
         """
         number = _number(_checked_tag(tag), value)
         if (output := self._output()) is not None:
+            self._note_record()
             output.scalar(self._count, tag, number)
 
     def image(self, tag: str, image: Any) -> None:
@@ -173,6 +185,7 @@ class Recorder:
             output.restore(position, self._count)
         elif self._count:
             output.go_on()
+        self._is_placed = self._is_placed or position is not None or bool(self._count)
 
     def silence(self) -> None:
         """Record nothing any more."""
@@ -200,7 +213,24 @@ class Recorder:
 
     def _picture(self, kind: str, tag: str, array: Any) -> None:
         if array is not None and (output := self._output()) is not None:
+            self._note_record()
             output.picture(kind, self._count, tag, array)
+
+    def _note_record(self) -> None:
+        if self._first is None:
+            self._first = self._count
+
+    def _place(self) -> None:
+        """Begin the files anew where nobody has said where to go on."""
+        if self._is_placed or (output := self._output()) is None:
+            return
+        try:
+            refuse_to_begin_anew(self._folder)
+        except InvalidStateError:
+            output.forget()
+            raise
+        output.begin(self._count if self._first is None else self._first)
+        self._is_placed = True
 
     def _output(self) -> Output | None:
         """What is written to; None where this recorder is silent."""
@@ -219,6 +249,8 @@ class Recorder:
             run = current_run()
             if run is not None:
                 run.at_end.callback(output.close)
+            if self._is_placed:  # it was closed, and goes on with its own files
+                output.go_on()
         return self._made
 
 
