@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import platform
@@ -122,7 +123,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = make_run(tmp_path / "runs" / "a", seed=7)
     (folder / "packages.txt").write_text(list_packages())
     versions = {"python": platform.python_version(), "platform": platform.platform()}
-    where = {"script": "program.py", "cwd": str(tmp_path), "module": None, "argv": ["program.py", "--lr", "1"]}
+    where: dict[str, Any] = {"script": "program.py", "cwd": str(tmp_path), "module": None}
+    where |= {"argv": ["program.py", "--lr", "1"], "script_sha256": hashlib.sha256(program.read_bytes()).hexdigest()}
     change_record(folder, git=record_changes(tmp_path, folder), devices=describe_devices(), versions=versions, **where)
     return folder
 
@@ -172,8 +174,8 @@ def _other_devices(run: Path) -> None:
     ("change", "told"),
     [
         (_commit, ["commit: then ", "changes that are not committed: then 1 files changed, now none"]),
-        (_change, ["changes that are not committed: then others, now 1 files changed"]),
-        (_undo, ["changes that are not committed: then 1 files changed, now none"]),
+        (_change, ["changes that are not committed: then others, now 1 files changed", "content of program.py: then "]),
+        (_undo, ["changes that are not committed: then 1 files changed, now none", "content of program.py: then "]),
         (_other_packages, [f"package torch: then 1.0, now {torch.__version__}", "package gone: then 2.0, now none"]),
         (_other_versions, ["Python: then 3.1, now 3.", "platform: then Plan9, now "]),
         (_other_devices, ["gpus: then NVIDIA H200, now none"]),

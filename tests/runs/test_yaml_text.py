@@ -59,6 +59,23 @@ def test_other_objects_are_shown_as_people_would_write_them() -> None:
     }
 
 
+@pytest.mark.parametrize(
+    ("argument", "shown"),
+    [
+        ("--db={password: hunter2, user: joe}", "--db={password: ***, user: joe}"),
+        ('[{"api_key": "hunter2 x", "n": 1}]', '[{"api_key": ***, "n": 1}]'),
+        ("db.password=hunter2", "db.password=***"),
+        ("https://host/a?token=hunter2&b=1", "https://host/a?token=***&b=1"),
+        ("a sentence with a key: in it", "a sentence with a key: in it"),
+        ("{password: {a: hunter2}, b: 1}", "{password: ***, b: 1}"),
+        ("{num_tokens: 3, monkey: x}", "{num_tokens: 3, monkey: x}"),
+    ],
+)
+def test_secrets_inside_of_an_argument_are_masked(argument: str, shown: str) -> None:
+    """A secret in a dict, in a pair or in the query of a URL on a command line is masked, and nothing else is."""
+    assert mask_command([argument]) == [shown]
+
+
 def test_parameters_that_contain_themselves_are_written() -> None:
     """A cycle does not stop a run from starting."""
     params: dict[str, Any] = {"a": 1}
@@ -67,7 +84,11 @@ def test_parameters_that_contain_themselves_are_written() -> None:
 
 
 @pytest.mark.parametrize(
-    "key", ["password", "db_password", "api_key", "apiKey", "API_KEY", "token", "hf-token", "client_secret", "SECRET"]
+    "key",
+    [
+        *("password", "db_password", "api_key", "apiKey", "API_KEY", "token", "hf-token", "client_secret", "SECRET"),
+        *("pwd", "Authorization"),
+    ],
 )
 def test_what_looks_like_a_secret_is_masked(key: str) -> None:
     """A value under the name of a secret does not reach a file, nested values included."""

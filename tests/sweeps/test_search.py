@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def test_the_best_parameters_are_a_params_file(done: tuple[Path, Any]) -> None:
     _, result = done
     best = min(result.trials, key=lambda trial: trial.value)
     assert (result.best_value, result.best_params, result.best_run) == (best.value, best.params, best.folder)
-    assert "hidden" not in result.params_file.read_text()
+    told = result.params_file.read_text()
+    assert told.startswith("# Left out, for they are secret: password\n")
+    assert "hidden" not in told and "***" not in told
     values = bowl.read(argv=["--params-file", str(result.params_file)])
     assert {name: values.params[name] for name in ("x", "y", "shift", "random_seed", "password")} == {
         **{"shift": 0.5, "random_seed": 7, "password": ""},
@@ -80,13 +83,16 @@ def test_a_search_that_is_done_starts_nothing(done: tuple[Path, Any]) -> None:
     ("otherwise", "told"),
     [
         ({"direction": "maximize"}, "direction: 'maximize', and it has 'minimize'"),
-        ({"space": {"x": Search(0, 1)}}, "space: "),
+        ({"space": {"x": Search(0, 1)}}, r"space: x=Search\(0.0, 1.0\), and it has x=Search\(-5.0, 5.0\)\."),
+        ({"space": {"shift": Search(choices=[1, 2])}, "params": {}}, r"space: shift=Search\(choices=\[1, 2\]\), and "),
+        ({"params": {"shift": 0.7}}, r"shift: 0.7, and it has 0.5\."),
+        ({"params": {}}, r"shift: 1.0, and it has 0.5\."),
         ({"max_length": Epoch(3)}, r"max_length: \['Epoch', 3\], and it has None"),
         ({"metric": "other", "study": "value"}, "metric: 'other', and it has 'value'"),
     ],
 )
 def test_another_search_of_the_same_name(done: tuple[Path, Any], otherwise: dict[str, Any], told: str) -> None:
-    """A search of the same name with another space, metric, direction or length is refused, and told what differs."""
+    """A search of the same name with another space, metric, direction, length or value is refused, and told which."""
     with pytest.raises(InvalidValueError, match=f"begun otherwise. Received: {told}(.|\n)*Pass another study"):
         search(bowl, **{**asked(done[0]), **otherwise})
 
@@ -144,6 +150,22 @@ def test_a_killed_trial_is_repeated(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_search_on_import_is_told(tmp_path: Path) -> None:
+    """A script that searches without `if __name__ == "__main__":` is told what to do, and no trial has failed."""
+    text = "import trainlab\nfrom tests.sweeps.search_programs import bowl\n"
+    text += "trainlab.search(bowl, metric='value', trials=4, output_dir='.', progress=False)\n"
+    (tmp_path / "unguarded.py").write_text(text)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "unguarded.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and "LaunchError: The experiment 'bowl' was run while a new process" in done.stderr
+    assert "SweepError" not in done.stderr and len(list(tmp_path.rglob("trial-*"))) == 1
+    # The trial is still there for a script that is mended.
+    result = search(bowl, metric="value", trials=1, output_dir=tmp_path)
+    assert [(trial.state, trial.attempts) for trial in result.trials] == [("finished", 2)]
+
+
+@pytest.mark.slow
 def test_a_trial_that_is_always_killed(tmp_path: Path) -> None:
     """A trial whose process is killed again and again counts as failed after so many times, and says how it ended."""
     with pytest.raises(SweepError, match=r"broken off 2 times; at last: its process ended with status -9"):
@@ -188,13 +210,14 @@ def test_trials_of_two_ranks(tmp_path: Path) -> None:
 def test_fields_of_a_model_are_searched(tmp_path: Path) -> None:
     """A grid over fields of nested models tries each point once, and the number that main returns is the metric."""
     space = {"optimizer.lr": Search(choices=[0.1, 0.2]), "depth": Search(1, 2, step=1)}
-    options = {"params": {"token": "hidden"}, "sampler": "grid", "trials": 9, "max_num_processes": 2}
+    token = secrets.token_hex(8)  # which no diff of the code holds
+    options = {"params": {"token": token}, "sampler": "grid", "trials": 9, "max_num_processes": 2}
     result = search(layered, metric="product", space=space, direction="maximize", output_dir=tmp_path, **options)
     tried = [(trial.params["optimizer.lr"], trial.params["depth"]) for trial in result.trials]
     assert sorted(tried) == [(0.1, 1), (0.1, 2), (0.2, 1), (0.2, 2)]
     assert (result.best_value, result.best_params) == (0.4, {"optimizer.lr": 0.2, "depth": 2})
     assert layered.read({"params_file": str(result.params_file)}).model.optimizer.lr == 0.2  # type: ignore[union-attr]
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hidden" in path.read_bytes()]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and token.encode() in path.read_bytes()]
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, MissingDependencyError, StorageError
-from trainlab.experiments.searched import connect, disconnect, hide_password
+from trainlab.experiments.searched import connect, disconnect, hide_password, told_by_driver
+from trainlab.runs.yaml_text import mask_command
 from trainlab.sweeps.storage import check_local, file_system, open_storage, sqlite_url
 
 MOUNTS = """\
@@ -80,6 +81,43 @@ def test_passwords_are_hidden() -> None:
     """The passwords of URLs, wherever they stand in them, do not show in a text."""
     text = "at postgresql://me:a:b%40c@host/db?x=1&password=hidden&y=2 and redis://:other@host:1"
     assert hide_password(text) == "at postgresql://me:***@host/db?x=1&password=***&y=2 and redis://:***@host:1"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:////tmp/x.db?password=hunter2",
+        "postgresql://host/db?user=bob&PassWord=hunter2 hunter2&x=1",
+        "postgresql://host/db?sslpassword=hunter2",
+        "mysql://bob@host/db?x=1&passwd=hunter2",
+        "mssql://host/db?pwd=hunter2",
+        "postgresql://bob:hunter2/hunter2@host/db",
+        "postgresql://bob:hunter2 hunter2@host/db",
+        "postgresql://bob:hunter2@hunter2@host/db",
+        "postgresql://bob:hunter2@/hunter2:@hunter2@host/db?x=y",
+        "postgresql://bob:hunter2://hunter2@host/db",
+    ],
+)
+def test_no_part_of_a_password_is_recorded(url: str) -> None:
+    """However a password stands in the URL of a storage, neither messages nor a run's record have a part of it."""
+    assert "hunter2" not in hide_password(url) and "***" in hide_password(url)
+    for command in (["--storage", url], [f"--storage={url}"]):
+        assert "hunter2" not in "".join(mask_command(command))
+
+
+@pytest.mark.parametrize(
+    "password", ["first@second", "first@second/third", "third:one second", "first%40second", "x@second"]
+)
+def test_a_driver_does_not_tell_a_password(password: str) -> None:
+    """A driver that takes a piece of a password for the host, and says so, does not show it."""
+    url = f"postgresql://bob:{password}@host.invalid/db"
+    pieces = ("first", "rst", "second", "third")
+    with pytest.raises((StorageError, InvalidValueError, MissingDependencyError)) as raised:
+        open_storage(url)
+    assert not any(piece in str(raised.value) for piece in pieces)
+    error = OSError("could not translate host name 'second@host.invalid' of 'first second' to an address")
+    assert not any(piece in told_by_driver(error, url) for piece in pieces if piece in password)
+    assert "could not translate host name" in told_by_driver(error, url)
 
 
 def test_a_journal_in_a_file(tmp_path: Path) -> None:

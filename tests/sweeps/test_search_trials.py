@@ -1,5 +1,7 @@
 """The trials of a search in its storage, shared by several searchers."""
 
+import base64
+import pickle
 from collections.abc import Iterator
 
 import optuna
@@ -8,6 +10,7 @@ import pytest
 from tests.distributed.ranks import run_ranks
 from tests.sweeps.postgres import installed, postgres
 from tests.sweeps.search_programs import begin_all, opened, repeat_one
+from trainlab.experiments.searched import SearchedBy, disconnect
 from trainlab.sweeps.trials import Trials
 
 SEARCHERS, TRIALS = 3, 8
@@ -74,6 +77,21 @@ def test_a_repeated_trial_is_the_same(trials: Trials, request: pytest.FixtureReq
     assert (again.number, again.position, again.params) == (before.number, before.position, before.params)
     assert again.last.intermediate_values == {7: 3.0}
     assert (again.searcher, again.crashes, again.state) == ("me", 1, "running")
+
+
+def test_a_repeated_trial_is_one_to_a_pruner(kind: str, request: pytest.FixtureRequest, trials: Trials) -> None:
+    """Attempts that were broken off are not among those that ASHA compares a trial with, and the one that counts is."""
+    for _ in range(2):
+        begun = trials.begin("dead", 5)
+        assert begun is not None
+        trials._storage.set_trial_system_attr(begun.last._trial_id, "completed_rung_0", 1.0)
+    trials.repeat(trials.read()[0], "me", crashed=True)
+    pruner = base64.b64encode(pickle.dumps(optuna.pruners.NopPruner())).decode()
+    told = SearchedBy(kind, request.node.name, 0, "loss", smaller_is_better=True, length=None, pruner=pruner)
+    seen = told._study.get_trials(deepcopy=False)
+    disconnect(told._storage)
+    assert [one.number for one in seen] == [1, 2]
+    assert [one.system_attrs["completed_rung_0"] for one in seen] == [1.0, 1.0]
 
 
 def test_a_trial_that_ended_meanwhile_is_not_repeated(trials: Trials) -> None:

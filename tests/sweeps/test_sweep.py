@@ -20,6 +20,10 @@ from tests.sweeps.programs import Training, train
 from trainlab.errors import InvalidTypeError, InvalidValueError, RunFolderError, SweepError
 from trainlab.runs.folder_lock import take_lock
 from trainlab.sweeps import SweepResult, param_matrix, run_parameter_sweep
+from trainlab.sweeps.pool import Job, Pool
+from trainlab.sweeps.reading import read_members
+from trainlab.sweeps.sweep import _ended
+from trainlab.sweeps.sweep_folder import Entry
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("script.py")
@@ -179,6 +183,40 @@ def test_secrets_are_in_no_file_of_a_sweep(tmp_path: Path) -> None:
         assert token not in path.name and (path.is_dir() or token.encode() not in path.read_bytes()), path
 
 
+def test_runs_that_differ_in_a_secret_are_not_the_same() -> None:
+    """Each token has its run, in any order and call, and no other's result is taken for it."""
+    mine = {"token": "first"}
+    first = run_parameter_sweep(train, [mine], name="mine")
+    second = run_parameter_sweep(train, [{"token": "second"}], name="mine")
+    assert not second[0].is_skipped and second[0].folder != first[0].folder
+    third = run_parameter_sweep(train, [{"token": "second"}, mine], name="mine")
+    assert [(run.is_skipped, run.folder) for run in third] == [(True, second[0].folder), (True, first[0].folder)]
+    unnamed = [run_parameter_sweep(train, [mine]) for _ in range(2)]
+    assert unnamed[0].folder == unnamed[1].folder and unnamed[1][0].is_skipped
+
+
+def test_a_run_of_an_earlier_call_says_so() -> None:
+    """A sweep that ends at the first failure tells of the runs that an earlier call has left that it was that one."""
+    killed, exits = {"depth": 1, "end": "killed"}, {"depth": 2, "end": "exit"}
+    with pytest.raises(SweepError, match=r"crashed: was ended by SIGKILL"):
+        run_parameter_sweep(train, [killed], name="mine")
+    with pytest.raises(SweepError, match=r"000_?: crashed: in an earlier call"):
+        run_parameter_sweep(train, [exits, killed], name="mine", keep_going=False)
+
+
+def test_a_run_that_is_stopped_before_it_begins_is_interrupted(tmp_path: Path) -> None:
+    """A process that Ctrl-C ends while it still imports the program is told as interrupted, without a traceback."""
+    (member,) = read_members(train, [{"depth": 1}])
+    entry = Entry(member, "000", tmp_path / "000")
+    with Pool() as pool:
+        pool.submit(Job(entry.key, train, member.params, entry.folder))
+        pool.stop(PATIENCE)
+        finished = pool.wait(PATIENCE)
+    assert finished is not None
+    run = _ended(entry, finished)
+    assert (run.status, run.reason) == ("interrupted", "before it began")
+
+
 def test_a_sweep_is_made_by_one_process_at_a_time(tmp_path: Path) -> None:
     """A second process that is started with the same sweep is told who makes it."""
     folder = run_parameter_sweep(train, [{"depth": 1}], name="mine").folder
@@ -262,3 +300,4 @@ def test_a_sweep_on_import_is_told(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 1 and 'Put what runs it under `if __name__ == "__main__":`' in done.stderr
+    assert "SweepError" not in done.stderr and len(list((tmp_path / "wait" / "sweep_waiting").glob("*/"))) <= 2

@@ -12,10 +12,11 @@ from typing import Any, NoReturn
 
 from trainlab.errors import RunFolderError
 from trainlab.experiments.params_file import read_params_file
-from trainlab.runs.listing import PARAMS, RunInfo
+from trainlab.runs.listing import PARAMS, RunInfo, value_at
 from trainlab.runs.masking import MASK
+from trainlab.runs.plain_numbers import standard_json
 
-__all__ = ["Command", "command_of", "options_after"]
+__all__ = ["Command", "command_of", "missing_secrets", "options_after"]
 
 # What told the process of this command where it stands: not what it starts.
 _OF_THIS_PROCESS = (
@@ -89,8 +90,8 @@ def command_of(run: RunInfo, more: Sequence[str]) -> Command:
         )
     experiment = record.get("experiment")
     if isinstance(experiment, Mapping):
-        params = _params_file(run)
-        words = ["-m", "trainlab", "run", _place_of(record, experiment), "--params-file", params, *more]
+        words = ["-m", "trainlab", "run", _place_of(record, experiment), "--params-file", _params_file(run)]
+        words += [*_not_of_file(experiment, more), *more]
     else:
         words = _program(run, cwd) + _without_given(_words(run), more, run)
     return Command([sys.executable, *words], cwd)
@@ -109,7 +110,7 @@ def _params_file(run: RunInfo) -> str:
     """A file with the run's parameters, those of its last start: its params.yaml, or else a copy."""
     if isinstance(run.path, Path):
         file = run.path / PARAMS
-        if file.exists() and read_params_file(file) == run.params:
+        if file.exists() and standard_json(read_params_file(file)) == run.params:
             return str(file)
     above = Path(os.environ.get("TRAINLAB_CACHE") or "~/.cache/trainlab").expanduser() / "params"
     above.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,45 @@ def _params_file(run: RunInfo) -> str:
     copy = above / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     copy.write_text(text, encoding="utf-8")
     return str(copy)
+
+
+def _not_of_file(experiment: Mapping[str, Any], more: Sequence[str]) -> list[str]:
+    """The values that no params file may set, as options; but for those that are given anew, which would add up."""
+    recorded = experiment.get("options")
+    given = _options(more)
+    options = recorded.items() if isinstance(recorded, Mapping) else []
+    return [str(word) for name, words in options if str(name).replace("_", "-") not in given for word in words]
+
+
+def _options(words: Sequence[str]) -> set[str]:
+    """The names of the options among some words, with dashes."""
+    return {word[2:].partition("=")[0].replace("_", "-") for word in words if word.startswith("--")}
+
+
+def missing_secrets(run: RunInfo, more: Sequence[str]) -> dict[str, tuple[str, str]]:
+    """Find the secrets that a run was given and that its repetition would not have.
+
+    Args:
+        run: The run.
+        more: Options that come after those of the record.
+
+    Returns:
+        By the secret's name, how it was and how it is.
+    """
+    experiment, origins = run.record.get("experiment"), run.record.get("origins")
+    if not isinstance(experiment, Mapping) or not isinstance(origins, Mapping):
+        return {}  # of a script, the command line tells
+    declared = experiment.get("variables")
+    variables = declared if isinstance(declared, Mapping) else {}
+    given = _options(more)
+    return {
+        f"secret {name}": ("given", "not given")
+        for name, origin in origins.items()
+        if origin != "default"
+        and value_at(run.params, name) == MASK
+        and str(name).replace("_", "-") not in given
+        and not os.environ.get(str(variables.get(name, "")))
+    }
 
 
 def _words(run: RunInfo) -> list[str]:

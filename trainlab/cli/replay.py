@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trainlab.cli.begun_again import Command, command_of, options_after
+from trainlab.cli.begun_again import Command, command_of, missing_secrets, options_after
 from trainlab.cli.output import printable, short
 from trainlab.cli.run_names import RUN, add_root, readable_run
 from trainlab.cli.then_and_now import changes_since
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     options = dict(given.storage_option)
     run = readable_run(given.run_name, given.root, options)
     command = _command(run, command_of(run, more))
-    differing = changes_since(run, RunFiles(run, options))
+    differing = missing_secrets(run, more) | changes_since(run, RunFiles(run, options))
     _tell(differing)
     if differing and given.strict:
         sys.stderr.write("Not begun, for it is to be the same (--strict).\n")

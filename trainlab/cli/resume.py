@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainlab.cli.begun_again import Command, command_of, options_after
+from trainlab.cli.begun_again import Command, command_of, missing_secrets, options_after
 from trainlab.cli.run_names import RUN, add_root, readable_run
 from trainlab.errors import RunFolderError
 from trainlab.runs.listing import RunInfo
@@ -37,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     options = dict(given.storage_option)
     run = readable_run(given.run_name, given.root, options)
     command = _command(run, command_of(run, more))
-    for note in _notes(run):
+    lacking = [f"The run had the {name}, which is not given now." for name in missing_secrets(run, more)]
+    for note in [*_notes(run), *lacking]:
         sys.stderr.write(f"{note}\n")
     if given.dry_run:
         sys.stdout.write(f"{command}\n")

@@ -11,7 +11,7 @@ from trainlab.cli import runs_changed, runs_compared, runs_shown
 from trainlab.cli.output import write_csv, write_json, write_lines
 from trainlab.cli.places import add_storage_options
 from trainlab.cli.run_names import RUN, add_root
-from trainlab.cli.runs_table import cells, sort_runs, write_runs
+from trainlab.cli.runs_table import cells, check_known, sort_runs, write_runs
 from trainlab.cli.subcommands import refuse_unknown
 from trainlab.runs.comparing import flat
 from trainlab.runs.listing import RunInfo, find_runs, is_url
@@ -86,6 +86,8 @@ def _list(given: argparse.Namespace) -> int:
     cells([], columns or [])  # wrong names are told before anything is read
     sort_runs([], given.sort, reverse=False)
     found = _read_all(given.place, dict(given.storage_option))
+    if given.sort is not None:
+        check_known(found, given.sort)
     runs = [
         run
         for run in found

@@ -75,13 +75,22 @@ def _tag(given: argparse.Namespace) -> int:
     options = dict(given.storage_option)
     add = [checked_tag(word[1:]) for word in given.tags if word[0] == "+"]
     remove = [word[1:] for word in given.tags if word[0] == "-"]
-    runs = [readable_run(name, given.root, options) for name in given.run_names]
+    runs = [_run_to_tag(name, given, options) for name in given.run_names]
     tags = {str(run.path): change_tags(run, add, remove, options) if given.tags else run.tags for run in runs}
     if given.json:
         write_json(tags)
     else:
         write_lines(f"{path}  {' '.join(of_run) or 'no tags'}" for path, of_run in tags.items())
     return 0
+
+
+def _run_to_tag(name: str, given: argparse.Namespace, options: dict[str, object]) -> RunInfo:
+    try:
+        return readable_run(name, given.root, options)
+    except RunFolderError as error:
+        if name == given.run_names[0]:
+            raise
+        raise RunFolderError(f"{error} If it is meant as a tag: +{name} gives it, -{name} takes it away.") from None
 
 
 def _rm(given: argparse.Namespace) -> int:

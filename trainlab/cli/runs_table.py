@@ -1,5 +1,6 @@
 """A table of runs: which columns it has, in what order its rows are, and what of it fits on a screen."""
 
+import difflib
 import math
 import os
 from collections import Counter
@@ -7,11 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainlab.cli.output import duration_text, local_time, printable, short, write_lines, write_table
+from trainlab.errors import InvalidValueError
 from trainlab.runs.comparing import flat
 from trainlab.runs.listing import RunInfo, is_url
 from trainlab.runs.where import value_of
 
-__all__ = ["cells", "default_columns", "heading", "shown_paths", "sort_runs", "write_runs"]
+__all__ = ["cells", "check_known", "default_columns", "heading", "shown_paths", "sort_runs", "write_runs"]
 
 # Of names that differ from run to run, a table does not show more.
 _MOST_NAMES = 12
@@ -42,6 +44,27 @@ def sort_runs(runs: list[RunInfo], key: str | None, *, reverse: bool) -> list[Ru
         (known if is_known else unknown).append((_comparable(found), run))
     known.sort(key=lambda pair: pair[0], reverse=reverse != (key is None))
     return [run for _, run in [*known, *unknown]]
+
+
+def check_known(runs: Sequence[RunInfo], key: str) -> None:
+    """Refuse the name of a parameter or a metric that none of some runs has.
+
+    Args:
+        runs: The runs.
+        key: A name such as ``metrics.accuracy``.
+
+    Raises:
+        InvalidValueError: There are runs, and none has it.
+    """
+    top, _, below = key.partition(".")
+    value = value_of(key)
+    if top not in ("params", "metrics") or not below or not runs or any(value(run) is not None for run in runs):
+        return
+    known = sorted({name for run in runs for name in flat(getattr(run, top))})
+    near = difflib.get_close_matches(below, known, n=1)
+    there = ", ".join(f"{top}.{name}" for name in known[:20])
+    meant = f"Did you mean {top}.{near[0]}?" if near else f"There are: {there or 'none'}."
+    raise InvalidValueError(f"None of {len(runs)} runs has {key!r}. {meant}")
 
 
 def _comparable(value: Any) -> tuple[int, Any]:

@@ -10,11 +10,13 @@ from typing import Any
 from trainlab.runs.comparing import PACKAGES, packages_of
 from trainlab.runs.contents import RunFiles
 from trainlab.runs.listing import RunInfo
+from trainlab.runs.run_folder import sha256_of
 from trainlab.runs.surroundings import PATCH, describe_devices, list_packages, record_changes
 
 __all__ = ["changes_since"]
 
 _NONE = "none"
+_SHOWN = 12  # of the digits of a hash
 
 
 def changes_since(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
@@ -27,7 +29,7 @@ def changes_since(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
     Returns:
         By what differs, how it was and how it is; what was not recorded is left out.
     """
-    found = _of_code(run, files)
+    found = _of_code(run, files) | _of_program(run)
     versions = run.record.get("versions") or {}
     found["Python"] = (str(versions.get("python", "")), platform.python_version())
     found["platform"] = (str(versions.get("platform", "")), platform.platform())
@@ -58,6 +60,19 @@ def _of_code(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
         if found["changes that are not committed"][0] == found["changes that are not committed"][1]:
             found["changes that are not committed"] = ("others", _told_patch(patch_now, now))
     return found
+
+
+def _of_program(run: RunInfo) -> dict[str, tuple[str, str]]:
+    """The file that the run was begun by, which git need not know."""
+    experiment, script = run.record.get("experiment"), run.record.get("script")
+    if isinstance(experiment, Mapping):
+        file, then = str(experiment.get("file")), experiment.get("sha256")
+    else:
+        file, then = os.path.join(str(run.record.get("cwd") or ""), str(script)), run.record.get("script_sha256")
+    if not isinstance(then, str):
+        return {}
+    now = sha256_of(Path(file)) or _NONE
+    return {f"content of {os.path.basename(file)}": (then[:_SHOWN], now[:_SHOWN])}
 
 
 def _folder_of_code(run: RunInfo) -> Path:

@@ -44,7 +44,7 @@ DEFAULT_PARAMETERS: tuple[Parameter, ...] = (
     ),
     Parameter(
         name="random_seed",
-        annotation=Annotated[int, Field(ge=0)],
+        annotation=Annotated[int, Field(ge=0, lt=2**63)],
         default_factory=draw_seed,
         default_help="32 random bits",
         help="the seed that all others come from",

@@ -6,6 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainlab.experiments.annotations import choices_of
+from trainlab.experiments.nested_values import place_in
 from trainlab.experiments.parameters import Parameter
 from trainlab.experiments.suggestions import did_you_mean
 
@@ -30,12 +31,13 @@ _SENTENCES = {
 }
 
 
-def facts_of(error: ValidationError, parameter: Parameter) -> str:
+def facts_of(error: ValidationError, parameter: Parameter, given: Any = None) -> str:
     """Say what is wrong with one parameter's value.
 
     Args:
         error: pydantic's.
         parameter: whose value it is.
+        given: the value, for the places in it. Default: they are told by numbers alone.
 
     Returns:
         Without a full stop.
@@ -44,6 +46,8 @@ def facts_of(error: ValidationError, parameter: Parameter) -> str:
     for item in error.errors(include_url=False):
         places = [str(part + 1) for part in item["loc"] if isinstance(part, int)]
         where = f"item {'.'.join(places)} " if places else ""
+        place = place_in(parameter.name, item["loc"], given)
+        where = where if place is None else f"{place} "
         found.append(where + fact_of(dict(item), parameter))
     return "; ".join(dict.fromkeys(found))
 

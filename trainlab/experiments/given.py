@@ -1,6 +1,6 @@
 """What was given for a parameter, and the values of nested dicts by the names of the parameters."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -60,11 +60,12 @@ class Given:
             return from_environment(parameter, self.value)
         return with_members(parameter.annotation, self.value)
 
-    def received(self, parameter: Parameter) -> str:
+    def received(self, parameter: Parameter, hide: Callable[[str], str]) -> str:
         """How it was given, for a message; a secret is not shown.
 
         Args:
             parameter: the parameter.
+            hide: takes the secrets out of a text.
 
         Returns:
             A text.
@@ -72,13 +73,21 @@ class Given:
         if parameter.is_secret:
             return MASK
         if self.rank is Rank.COMMAND_LINE and isinstance(self.value, list):
-            return " ".join(map(repr, self.value)) or "nothing"
-        return shortened(self.value)
+            return hide(" ".join(map(repr, self.value))) or "nothing"
+        return shortened(self.value, hide)
 
 
-def shortened(value: Any) -> str:
-    """A value for a message, in at most some hundred characters."""
-    text = repr(value)
+def shortened(value: Any, hide: Callable[[str], str]) -> str:
+    """A value for a message, in at most some hundred characters.
+
+    Args:
+        value: it.
+        hide: takes the secrets out of a text; before it is cut, for a part of a secret would not be known.
+
+    Returns:
+        Its ``repr``.
+    """
+    text = hide(repr(value))
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 

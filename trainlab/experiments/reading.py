@@ -12,13 +12,13 @@ from trainlab.experiments.decorators import allowed_value
 from trainlab.experiments.facts import fact_of, facts_of
 from trainlab.experiments.given import Given, Rank, shortened
 from trainlab.experiments.model_fields import Branch, Node
+from trainlab.experiments.nested_values import place_in, secrets_in, unknown_keys
 from trainlab.experiments.parameters import Parameter
 from trainlab.experiments.values import MASK, Values, secret_text
+from trainlab.runs.masking import Masking
+from trainlab.runs.yaml_text import secrets_of_text
 
 __all__ = ["Reading"]
-
-# A secret of fewer characters is no secret, and would be found in many words.
-_SHORTEST = 4
 
 
 class Reading:
@@ -67,10 +67,7 @@ class Reading:
 
     def scrubbed(self, text: str) -> str:
         """A text with the secrets that were given taken out."""
-        for secret in sorted(self._secrets, key=len, reverse=True):
-            if len(secret) >= _SHORTEST:
-                text = text.replace(secret, MASK)
-        return text
+        return Masking(self._secrets).text(text)
 
     def _single(self, parameter: Parameter) -> Any:
         """The value of a parameter that is no field of a model."""
@@ -84,21 +81,25 @@ class Reading:
             factory = parameter.default_factory
             value = copy.deepcopy(parameter.default) if factory is None else factory()
             subject = f"the default of {parameter.name}"
-            received = shortened(value)
+            received = shortened(value, self.scrubbed)
         else:
-            value, subject, received = self._converted(parameter, given), given.subject, given.received(parameter)
+            value, subject, received = (
+                self._converted(parameter, given),
+                given.subject,
+                given.received(parameter, self.scrubbed),
+            )
         if value is None and not parameter.required and not parameter.is_flag:
             return None
         if value is None and given is None:
             return None
         return self._validated(parameter, value, subject, received)
 
-    def _validated(self, parameter: Parameter, value: Any, subject: str, received: str) -> Any:
-        problem = None
+    def _validated(self, parameter: Parameter, given: Any, subject: str, received: str) -> Any:
+        problem, value = None, given
         try:
-            value = parameter.adapter.validate_python(value)
+            value = parameter.adapter.validate_python(given)
         except ValidationError as error:
-            problem = facts_of(error, parameter)
+            problem = facts_of(error, parameter, given)
         except InvalidValueError as error:
             problem = str(error)
         if problem is None:
@@ -108,6 +109,7 @@ class Reading:
             self._problems.append(f"{subject}: {problem}. Received: {received}.")
         else:
             self._note_secret(parameter, value)
+            self._refuse_unknown(parameter, given, value)
         return value
 
     def _note(self, parameter: Parameter) -> Given | None:
@@ -115,15 +117,29 @@ class Reading:
         self._origins[parameter.name] = "default" if given is None else given.origin
         if parameter.is_secret:
             self._secret_names.add(parameter.name)
-            if given is not None:
-                words = given.value if isinstance(given.value, list) else [given.value]
-                for word in words:
-                    self._note_secret(parameter, word)
+        if given is not None:
+            self._note_secret(parameter, given.value)
+            self._note_secrets_inside(parameter, given)
         return given
 
     def _note_secret(self, parameter: Parameter, value: Any) -> None:
-        if parameter.is_secret:
-            self._secrets += secret_text(value)
+        self._secrets += secret_text(value) if parameter.is_secret else secrets_in(value, parameter.annotation)
+
+    def _note_secrets_inside(self, parameter: Parameter, given: Given) -> None:
+        """Note those of a value that may turn out to be none that can be used, and is shown then."""
+        if parameter.form not in ("yaml", "pairs"):
+            return
+        value = _as_given(given, parameter)
+        self._note_secret(parameter, value)
+        if given.rank in (Rank.COMMAND_LINE, Rank.ENVIRONMENT) and not isinstance(value, (Mapping, list)):
+            self._note_words(given.value)
+
+    def _note_words(self, words: Any) -> None:
+        texts = words if isinstance(words, list) else [words]
+        self._secrets += [secret for text in texts for secret in secrets_of_text(str(text))]
+
+    def _refuse_unknown(self, parameter: Parameter, given: Any, made: Any) -> None:
+        self._problems += unknown_keys(given, made, parameter.name)
 
     def _converted(self, parameter: Parameter, given: Given) -> Any:
         try:
@@ -142,7 +158,7 @@ class Reading:
         except ValidationError as error:
             found: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False)]
         else:
-            self._note_model_secrets(built)
+            self._look_into(built)
             return built
         # Of a model that lacks something only what was given can be judged.
         found = [item for item in found if item["type"] != "default_factory_not_called"]
@@ -155,12 +171,16 @@ class Reading:
         node, _ = _find(branch, place)
         return isinstance(node, Parameter) and node.name in self._given
 
-    def _note_model_secrets(self, built: BaseModel) -> None:
+    def _look_into(self, built: BaseModel) -> None:
+        """Note the secrets of a model, and refuse what it was given and dropped."""
         for parameter in self._used.values():
             value: Any = built
             for part in parameter.name.split("."):
                 value = getattr(value, part, None)
             self._note_secret(parameter, value)
+            given = self._given.get(parameter.name)
+            if given is not None:
+                self._refuse_unknown(parameter, _as_given(given, parameter), value)
 
     def _data(self, branch: Branch, default: Any) -> dict[str, Any]:
         """What pydantic is given for a model: what was given, and what its default object has."""
@@ -204,8 +224,12 @@ class Reading:
         is_none = switch.value in (None, ["none"], ["null"])
         if not (is_none and branch.is_optional):
             names = ", ".join(f"{branch.name}.{name}" for name in branch.children)
+            self._note_words(switch.value)
+            self._secrets += secrets_in(switch.value)
             takes = "none, or its own parameters" if branch.is_optional else "its own parameters"
-            self._problems.append(f"{switch.subject} takes {takes}: {names}. Received: {shortened(switch.value)}.")
+            self._problems.append(
+                f"{switch.subject} takes {takes}: {names}. Received: {shortened(switch.value, self.scrubbed)}."
+            )
         self._origins[branch.name] = switch.origin
         return None
 
@@ -220,7 +244,11 @@ class Reading:
             return PydanticUndefined
         source = self._given.get(kind.name)
         if chosen is None:
-            received = source.received(kind) if source is not None and isinstance(kind, Parameter) else shortened(given)
+            received = (
+                source.received(kind, self.scrubbed)
+                if source is not None and isinstance(kind, Parameter)
+                else shortened(given, self.scrubbed)
+            )
             subject = source.subject if source is not None else kind.name
             self._problems.append(f"{subject}: must be one of {', '.join(branch.variants)}. Received: {received}.")
             return PydanticUndefined
@@ -251,10 +279,15 @@ class Reading:
             return f"{subject}{fact_of(error, None)}."
         given = self._given.get(node.name)
         subject = given.subject if given is not None else f"the default of {node.name}"
-        received = given.received(node) if given is not None else shortened(error["input"])
+        received = (
+            given.received(node, self.scrubbed) if given is not None else shortened(error["input"], self.scrubbed)
+        )
+        place = place_in(node.name, rest, _as_given(given, node))
         item = f", item {rest[0] + 1}" if rest and isinstance(rest[0], int) else ""
         if node.is_secret:
             received = MASK
+        if place is not None:
+            return f"{subject}: {place} {fact_of(error, node)}. Received: {received}."
         return f"{subject}{item}: {fact_of(error, node)}. Received: {received}."
 
 
@@ -270,6 +303,13 @@ def _find(branch: Branch, place: Sequence[Any]) -> tuple[Node, Sequence[Any]]:
         names = {key: name for name, key in node.keys.items()}
         node = node.children.get(names.get(part, part), node)
     return node, ()
+
+
+def _as_given(given: Given | None, parameter: Parameter) -> Any:
+    try:
+        return None if given is None else given.value_for(parameter)
+    except InvalidValueError:
+        return None
 
 
 def _needed(parameter: Parameter) -> str:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import TrainlabError
 from trainlab.experiments.opening import Opened
+from trainlab.experiments.text_values import option_words
 from trainlab.runs import RankOutput
 from trainlab.runs.ending import status_of, told_error
+from trainlab.runs.listing import value_at
 from trainlab.runs.masking import Masking
 from trainlab.runs.plain_numbers import plain_number, plain_numbers
+from trainlab.runs.run_folder import sha256_of
 from trainlab.runs.shown_warnings import ShownWarnings
 from trainlab.runs.surroundings import describe_devices, record_surroundings
 from trainlab.runs.yaml_text import mask_command
@@ -53,7 +56,7 @@ class RunRecord:
             self._warnings = ShownWarnings(_say if self._opened.is_chief else _say_nothing)
             self._output = RankOutput.open(folder.path, self._opened.rank)
             if self._opened.is_chief:
-                self._write_start(_replayable(self._experiment, values))
+                self._write_start({name: value for name, value in values.plain().items() if name != "params_file"})
             logger.info("Run of %s in %s.", self._experiment.path, folder.place)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
@@ -109,6 +112,8 @@ class RunRecord:
                 "module": main.__module__,
                 "file": str(file) if file.is_file() else None,
                 "qualname": main.__qualname__,
+                "sha256": sha256_of(file),
+                **_given_anew(self._experiment, values, params),
             },
             params=params,
             origins=dict(values.origins),
@@ -120,10 +125,17 @@ class RunRecord:
         folder.push()
 
 
-def _replayable(experiment: "Experiment", values: "Values") -> dict[str, Any]:
-    """The values as ``--params-file`` takes them; without those that it does not."""
-    left_out = {parameter.name for parameter in experiment.parameters if not parameter.allow_from_file}
-    return {name: value for name, value in values.plain().items() if name not in left_out}
+def _given_anew(experiment: "Experiment", values: "Values", params: Mapping[str, Any]) -> dict[str, Any]:
+    """What a repetition needs beside ``params.yaml``: values that no file may set, and where secrets come from."""
+    options: dict[str, list[str]] = {}
+    variables: dict[str, str] = {}
+    for parameter in experiment.parameters:
+        if parameter.name in values.secret_names:
+            variables |= {parameter.name: parameter.envvar} if parameter.envvar else {}
+        elif not parameter.allow_from_file and parameter.name != "params_file":
+            options[parameter.name] = option_words(parameter, value_at(params, parameter.name))
+    found = {"options": {name: words for name, words in options.items() if words}, "variables": variables}
+    return {name: told for name, told in found.items() if told}
 
 
 def _facts_of(returned: Any) -> dict[str, Any]:

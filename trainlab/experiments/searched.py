@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import signal
 import time
 import warnings
@@ -15,13 +14,20 @@ from typing import TYPE_CHECKING
 
 from trainlab.errors import InvalidValueError, MissingDependencyError, StorageError
 from trainlab.runs.current import current_run
+from trainlab.runs.masking import Masking, mask_passwords, passwords_of
 from trainlab.schedule import Batch, Epoch, TrainUnit
 
 if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+
     import optuna
+    from optuna.pruners import BasePruner
+    from optuna.storages import BaseStorage
+    from optuna.trial import FrozenTrial, TrialState
 
 __all__ = [
     "ASKED_TO_STOP",
+    "REPEATS",
     "SEARCH",
     "SearchedBy",
     "check_installed",
@@ -30,6 +36,7 @@ __all__ = [
     "hide_password",
     "report",
     "searched_of_environment",
+    "told_by_driver",
 ]
 
 logger = logging.getLogger("trainlab.experiments")
@@ -38,6 +45,8 @@ logger = logging.getLogger("trainlab.experiments")
 SEARCH = "TRAINLAB_SEARCH"
 # On a trial in the search's storage: whether it was pruned by what it reported last.
 ASKED_TO_STOP = "trainlab:asked_to_stop"
+# On an attempt at a trial: the number of the one before it.
+REPEATS = "trainlab:repeats"
 _JOURNAL = "journal://"
 # Packages whose names are not those of their modules.
 _DRIVERS = {"psycopg": "'psycopg[binary]'", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
@@ -47,8 +56,6 @@ _SQLITE_SECONDS = 120
 _RETRIES = (0.1, 0.3, 0.6)
 # The seconds between tries to tell something to a storage that was there before.
 _PATIENCE = (1, 2, 4, 8, 15, 30)
-_PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
-_OPTION = re.compile(r"(?<=[?&]password=)[^&\s]+")
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,7 @@ class SearchedBy:
         except StorageInternalError as error:
             raise StorageError(
                 f"The search's storage could not be reached for {sum(_PATIENCE)} s. Received: "
-                f"{hide_password(self.storage)} ({hide_password(str(error.__cause__ or error))})."
+                f"{hide_password(self.storage)} ({told_by_driver(error, self.storage)})."
             ) from None
         except UpdateFinishedTrialError:
             logger.warning("Another searcher goes on with this trial, which is left to it.")
@@ -128,10 +135,7 @@ class SearchedBy:
 
     @cached_property
     def _study(self) -> "optuna.Study":
-        import optuna
-
-        pruner = pickle.loads(base64.b64decode(self.pruner))
-        return optuna.load_study(study_name=self.study, storage=self._storage, pruner=pruner)
+        return _counted_study(self.study, self._storage, pickle.loads(base64.b64decode(self.pruner)))
 
     @cached_property
     def _storage(self) -> "optuna.storages.BaseStorage":
@@ -147,6 +151,37 @@ class SearchedBy:
     def _trial_id(self) -> int:
         study_id = self._storage.get_study_id_from_name(self.study)
         return self._storage.get_trial_id_from_study_id_trial_number(study_id, self.trial)
+
+
+def _counted_study(name: str, storage: "BaseStorage", pruner: "BasePruner") -> "optuna.Study":
+    """A study that shows a pruner each trial once, without the attempts that were broken off.
+
+    They keep what ASHA has noted on them, which a finished trial of Optuna's cannot lose.
+    """
+    from optuna import Study
+
+    class CountedStudy(Study):
+        def get_trials(
+            self, deepcopy: bool = True, states: "Container[TrialState] | None" = None
+        ) -> "list[FrozenTrial]":
+            left_out = _not_counted(super().get_trials(deepcopy=False))
+            return [one for one in super().get_trials(deepcopy, states) if one.number not in left_out]
+
+    return CountedStudy(name, storage, pruner=pruner)
+
+
+def _not_counted(trials: "Sequence[FrozenTrial]") -> set[int]:
+    """The numbers of attempts that another one repeats; of several that repeat the same one the first counts."""
+    has_ended = {trial.number for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")}
+    repeated: set[int] = set()
+    too_late: set[int] = set()
+    for trial in trials:
+        before = trial.system_attrs.get(REPEATS)
+        if before in repeated or before in has_ended:
+            too_late.add(trial.number)
+        elif before is not None:
+            repeated.add(before)
+    return repeated | too_late
 
 
 def searched_of_environment() -> SearchedBy | None:
@@ -211,12 +246,11 @@ def connect(url: str, *, is_made: bool = False) -> "optuna.storages.BaseStorage"
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         raise InvalidValueError(
             f"The storage is a URL such as sqlite:////data/study.db, postgresql://user@host/name or "
-            f"journal:///data/study.log. Received: {hide_password(url)} ({hide_password(str(error))})."
+            f"journal:///data/study.log. Received: {hide_password(url)} ({told_by_driver(error, url, cause=False)})."
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, OSError, RuntimeError) as error:
-        cause = error.__cause__ or error
         raise StorageError(
-            f"The search's storage cannot be opened: {hide_password(str(cause)).strip()} Received: "
+            f"The search's storage cannot be opened: {told_by_driver(error, url)} Received: "
             f"{hide_password(url)}. See that it is there, and that its user and password are right."
         ) from None
 
@@ -285,4 +319,19 @@ def hide_password(text: str) -> str:
     Returns:
         Such as "postgresql://user:***@host/name".
     """
-    return _OPTION.sub("***", _PASSWORD.sub(r"\1:***@", text))
+    return mask_passwords(text)
+
+
+def told_by_driver(error: BaseException, url: str, *, cause: bool = True) -> str:
+    """What a database's driver tells, without the password, of which it may name any piece.
+
+    Args:
+        error: what was raised.
+        url: the storage's.
+        cause: whether its cause is told instead, where it has one. Default True.
+
+    Returns:
+        The text.
+    """
+    text = str((cause and error.__cause__) or error)
+    return Masking(passwords_of(url)).text(mask_passwords(text)).strip()

@@ -11,6 +11,7 @@ from trainlab.errors import InvalidValueError
 from trainlab.experiments.command_line import Line
 from trainlab.experiments.given import Given, Rank, flatten
 from trainlab.experiments.model_fields import Node
+from trainlab.experiments.nested_values import masked_place
 from trainlab.experiments.parameters import Parameter
 from trainlab.experiments.params_file import read_params_file
 from trainlab.experiments.values import MASK
@@ -86,7 +87,7 @@ class Sources:
             if name in seen:
                 self.problems.append(f"{name} is given twice, {where}.")
             seen.add(name)
-            if rank is Rank.FILE and parameter is not None and not _counts(parameter, value):
+            if rank is Rank.FILE and not self._counts(name, parameter, value, origin):
                 continue
             self._add(name, Given(value, rank, origin, subject.format(name=name)))
 
@@ -95,7 +96,16 @@ class Sources:
         if before is None or before.rank <= given.rank:
             self.given[name] = given
 
-
-def _counts(parameter: Parameter, value: Any) -> bool:
-    """Whether a params file's value is one: a masked secret is none."""
-    return parameter.allow_from_file and not (parameter.is_secret and value == MASK)
+    def _counts(self, name: str, parameter: Parameter | None, value: Any, origin: str) -> bool:
+        """Whether a params file's value is one: a masked secret is none, and what has one inside cannot be used."""
+        if parameter is None or parameter.is_secret:
+            return value != MASK and (parameter is None or parameter.allow_from_file)
+        place = masked_place(value) if parameter.allow_from_file else None
+        stronger = self.given.get(name)
+        if place is not None and (stronger is None or stronger.rank < Rank.FILE):
+            variable = f", or the environment variable {parameter.envvar}" if parameter.envvar else ""
+            self.problems.append(
+                f"{name}{place} is a secret that was not recorded (it is {MASK!r} in the {origin}): give "
+                f"{parameter.option} as a whole{variable}."
+            )
+        return parameter.allow_from_file

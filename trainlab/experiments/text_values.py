@@ -1,5 +1,6 @@
 """Texts of a command line or of the environment as the values that they stand for."""
 
+import json
 from collections.abc import Mapping
 from contextlib import suppress
 from enum import Enum
@@ -23,7 +24,7 @@ from trainlab.experiments.parameters import Parameter
 from trainlab.experiments.params_file import parse_yaml
 from trainlab.experiments.values import as_plain
 
-__all__ = ["from_environment", "from_words", "with_members"]
+__all__ = ["from_environment", "from_words", "option_words", "with_members"]
 
 _NONE = {"none", "null"}
 # Of the types of a union, those that are tried first; texts and paths take anything, and come last.
@@ -64,6 +65,32 @@ def from_environment(parameter: Parameter, text: str) -> Any:
     if parameter.form == "words":
         return _from_yaml(parameter.annotation, text)
     return from_words(parameter, [text])
+
+
+def option_words(parameter: Parameter, value: Any) -> list[str]:
+    """The words of a command line that give a parameter a value.
+
+    Args:
+        parameter: it.
+        value: as plain data.
+
+    Returns:
+        The option and the value, each item of a list with an option of its own; none for a missing value that is also
+        the default.
+    """
+    option = parameter.option
+    if value is None:
+        return [] if parameter.is_flag or not parameter.has_default else [f"{option}=none"]
+    if parameter.is_flag:
+        return [option if value else f"--no-{option[2:]}"]
+    if parameter.form == "words" and isinstance(value, list):
+        return [f"{option}={_word(item)}" for item in value] or [option]
+    is_nested = isinstance(value, (Mapping, list))
+    return [f"{option}={json.dumps(value) if is_nested or parameter.form == 'yaml' else _word(value)}"]
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def with_members(annotation: Any, value: Any) -> Any:

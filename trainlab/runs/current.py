@@ -37,7 +37,7 @@ class SearchedTrial(Protocol):
 
         Args:
             value: the metric's.
-            step: how many batches are trained; grows from call to call.
+            step: how much is trained: epochs where ``max_length`` is in epochs, else batches; grows from call to call.
 
         Returns:
             Whether the trial is to be pruned.

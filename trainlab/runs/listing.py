@@ -312,7 +312,7 @@ def _params(record: Mapping[str, Any], names: Collection[str], read: Read) -> Ma
 
 def _metrics(record: Mapping[str, Any], status: str, names: Collection[str], read: Read) -> Mapping[str, Any]:
     metrics = record.get("metrics")
-    known = metrics if isinstance(metrics, dict) else {}
+    known = {name: number(value) for name, value in metrics.items()} if isinstance(metrics, dict) else {}
     if SERIES not in names or (known and status not in ("running", "crashed")):
         return known
     return _last_validation(read) or known
@@ -344,6 +344,24 @@ def number(value: Any) -> Any:
         The number; what is none as it was.
     """
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+def value_at(values: Any, name: str) -> Any:
+    """A parameter's value in nested ones.
+
+    Args:
+        values: They.
+        name: Such as "optimizer.lr".
+
+    Returns:
+        The value; None if there is none.
+    """
+    if not isinstance(values, Mapping):
+        return None
+    if name in values:
+        return values[name]
+    above, _, rest = name.partition(".")
+    return value_at(values.get(above), rest) if rest else None
 
 
 def tags_in(data: bytes) -> tuple[str, ...]:

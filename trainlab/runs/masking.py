@@ -4,13 +4,17 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote, unquote_plus
 
-__all__ = ["MASK", "Masking"]
+__all__ = ["MASK", "Masking", "mask_passwords", "passwords_of"]
 
 MASK = "***"
 # What is shorter stands in too many other words.
 _SHORTEST_ANYWHERE = 4
+# To the last "@" before another URL begins, for a password may hold any character, quoted or not.
+_IN_URL = re.compile(r"(?<=://)([^:/\n]*):((?:(?![\s'\"(,=]\w[\w+.-]*://).)*)@")
+_IN_QUERY = re.compile(r"((?<=[?&;])(?:ssl)?(?:password|passwd|pwd)=)([^&\n]+)", re.IGNORECASE)
+_BETWEEN_PIECES = re.compile(r"[@/:?&\s]")
 
 
 class Masking:
@@ -49,6 +53,33 @@ class Masking:
         shown = str(value)
         masked = self.text(shown)
         return value if masked == shown else masked
+
+
+def mask_passwords(text: str) -> str:
+    """A text with the passwords of the URLs in it masked.
+
+    Args:
+        text: any.
+
+    Returns:
+        Such as "postgresql://user:***@host/name" or "sqlite:////a.db?password=***".
+    """
+    return _IN_QUERY.sub(rf"\1{MASK}", _IN_URL.sub(rf"\1:{MASK}@", text))
+
+
+def passwords_of(url: str) -> set[str]:
+    """The passwords of a URL with the pieces that a driver may take them apart into, for a ``Masking``.
+
+    Args:
+        url: it.
+
+    Returns:
+        Texts, as they stand in the URL and unquoted.
+    """
+    whole = {match[2] for pattern in (_IN_URL, _IN_QUERY) for match in pattern.finditer(url)}
+    whole |= {unquote_plus(one) for one in whole} | {unquote(one) for one in whole}
+    pieces = {piece for one in whole for piece in _BETWEEN_PIECES.split(one) if len(piece) > 1}
+    return whole | pieces
 
 
 def _forms(secret: str) -> set[str]:

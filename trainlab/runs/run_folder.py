@@ -1,6 +1,7 @@
 """The folder of one run: where it is, who holds it, and what is written about the run as a whole."""
 
 import copy
+import hashlib
 import json
 import logging
 import os
@@ -17,6 +18,7 @@ from trainlab.runs.ending import STATUSES
 from trainlab.runs.folder_lock import FolderLock, take_lock, unusable
 from trainlab.runs.launch_folder import begun_before, folder_to_continue, new_folder
 from trainlab.runs.masking import Masking
+from trainlab.runs.plain_numbers import standard_json
 from trainlab.runs.remote_folder import (
     LOCK,
     RECORD,
@@ -28,7 +30,7 @@ from trainlab.runs.run_record import describe_start, ended, read_record, replace
 from trainlab.runs.users_log import UsersLog
 from trainlab.runs.yaml_text import to_yaml
 
-__all__ = ["RunFolder"]
+__all__ = ["RunFolder", "sha256_of"]
 
 logger = logging.getLogger("trainlab.runs")
 
@@ -276,7 +278,7 @@ class RunFolder:
                 if isinstance(before, dict) and isinstance(value, Mapping):
                     value = {**before, **value}
                 self._record[field] = self.masking.data(value)
-            replace_text(self.record_file, json.dumps(self._record, indent=2, default=str) + "\n")
+            replace_text(self.record_file, _json(self._record))
 
     def note_failure(self, told: str) -> None:
         """Write down at once that the run has failed: this process may not come to its end in order.
@@ -359,10 +361,23 @@ class RunFolder:
             # Nobody holds the folder, so that start ended without a word.
             starts[-1]["status"] = "crashed"
         start = describe_start()
+        start["script_sha256"] = None if start["script"] is None else sha256_of(Path(start["script"]))
         launch = {} if launch_id is None else {"launch_id": launch_id, "attempt": attempt}
         noted = {key: start[key] for key in ("started", "command", "pid", "host", "git")} | launch
         starts.append(self.masking.data(noted))
         self.write_record(name=self.name, **start, status="running", error=None)
+
+
+def sha256_of(file: Path) -> str | None:
+    """The SHA-256 of a file in hexadecimal digits; None if it cannot be read."""
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:
+        return None
+
+
+def _json(record: Mapping[str, Any]) -> str:
+    return json.dumps(standard_json(record), indent=2, default=str, allow_nan=False) + "\n"
 
 
 class _Formatter(logging.Formatter):

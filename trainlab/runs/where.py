@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from trainlab.errors import InvalidValueError
-from trainlab.runs.listing import RunInfo
+from trainlab.runs.listing import RunInfo, number
 
 __all__ = ["NAMES", "filter_of", "value_of"]
 
@@ -31,7 +31,7 @@ NAMES: dict[str, Callable[[RunInfo], Any]] = {
     "host": lambda run: run.record.get("host"),
     "seed": lambda run: run.record.get("random_seed", run.record.get("seed")),
     "error": lambda run: run.record.get("error"),
-    "result": lambda run: run.record.get("result"),
+    "result": lambda run: number(run.record.get("result")),
     "stop_reason": lambda run: run.record.get("stop_reason"),
     "batches_trained": lambda run: run.record.get("batches_trained"),
 }
@@ -104,8 +104,7 @@ def value_of(name: str) -> Callable[[RunInfo], Any]:
     """
     top, _, rest = name.partition(".")
     parts = rest.split(".") if rest else []
-    _Reader(name).check(top, parts)
-
+    _Reader(name, is_name=True).check(top, parts)
     of_run, places = NAMES[top], _places(parts)
 
     def told(run: RunInfo) -> Any:
@@ -118,8 +117,8 @@ def value_of(name: str) -> Callable[[RunInfo], Any]:
 class _Reader:
     """Turns the tree of a filter into functions."""
 
-    def __init__(self, text: str) -> None:
-        self._text = text.strip()
+    def __init__(self, text: str, *, is_name: bool = False) -> None:
+        self._text, self._is_name = text.strip(), is_name
 
     def _shown(self, node: ast.expr) -> str:
         return ast.get_source_segment(self._text, node) or type(node).__name__
@@ -144,7 +143,13 @@ class _Reader:
         """Refuse a name that no run has."""
         if top not in NAMES:
             near = difflib.get_close_matches(top, NAMES, n=1)
-            meant = f"Did you mean {near[0]!r}? " if near else "If it is a text, put it into quotes. "
+            meant = (
+                f"Did you mean {near[0]!r}? "
+                if near
+                else ""
+                if self._is_name
+                else "If it is a text, put it into quotes. "
+            )
             raise self._wrong(f"no run has {top!r}. {meant}There are: {', '.join(NAMES)}")
         below = _BELOW.get(top, set())
         if parts and below is not None and (len(parts) > 1 or parts[0] not in below):
@@ -222,6 +227,8 @@ class _Reader:
             raise self._wrong(f"{text!r} is no date such as '2026-05-01' or '2026-05-01 12:30'") from None
 
     def _wrong(self, reason: str) -> InvalidValueError:
+        if self._is_name:
+            return InvalidValueError(f"This names nothing of a run: {reason}. Received: {self._text!r}.")
         return InvalidValueError(f"This is no filter: {reason}. Received: {self._text!r}. {_LANGUAGE}.")
 
 

@@ -7,11 +7,13 @@ from collections.abc import Iterator, Mapping
 from numbers import Integral, Real
 from typing import Any
 
-from trainlab.runs.masking import MASK
+from trainlab.runs.masking import MASK, mask_passwords
+from trainlab.runs.plain_numbers import standard_json
 
-__all__ = ["mask_command", "masked", "to_yaml"]
+__all__ = ["mask_command", "masked", "secrets_of_text", "to_yaml"]
 
-_ALWAYS_SECRET = {"credential", "credentials", "passphrase", "passwd", "password", "passwords", "secret", "secrets"}
+_ALWAYS_SECRET = {"authorization", "credential", "credentials", "passphrase", "passwd", "password", "passwords", "pwd"}
+_ALWAYS_SECRET |= {"secret", "secrets"}
 _SECRET_AT_THE_END = {"accesskey", "apikey", "authtoken", "key", "keys", "token", "tokens"}
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
@@ -19,7 +21,9 @@ _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 _RESERVED = {"y", "n", "yes", "no", "on", "off", "true", "false", "null"}
 # Not printable in YAML, or a line break to it, although JSON lets it stand.
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
-_PASSWORD_OF_URL = re.compile(r"(?<=://)([^/@\s:]*):[^/\s]*@")
+# In {password: abc}, or in db.password=abc.
+_NAME = re.compile(r"""(\w[\w.-]*)["']?\s*[:=]\s*""")
+_VALUE = re.compile(r"""\{[^}]*\}?|\[[^\]]*\]?|"[^"]*"?|'[^']*'?|[^\s,;&}\]][^,;&}\]\n]*""")
 _DEEPEST = 64
 
 
@@ -85,7 +89,39 @@ def mask_command(arguments: list[str]) -> list[str]:
         else:
             shown.append(str(_masked(option, argument)))
             option = ""
-    return [_PASSWORD_OF_URL.sub(rf"\1:{MASK}@", str(argument)) for argument in shown]
+    return [_mask_pairs(mask_passwords(str(argument))) for argument in shown]
+
+
+def secrets_of_text(text: str) -> list[str]:
+    """The values in a text such as ``{password: abc}`` that stand under names of secrets.
+
+    Args:
+        text: it, which need not be YAML.
+
+    Returns:
+        The values.
+    """
+    values = (text[start:end].strip().strip("\"'") for start, end in _places_of_secrets(text))
+    return [value for value in values if value]
+
+
+def _mask_pairs(argument: str) -> str:
+    if "{" not in argument and re.search(r"\s", argument):
+        return argument  # a sentence may have "key: ..." in it
+    for start, end in reversed([*_places_of_secrets(argument)]):
+        argument = f"{argument[:start]}{MASK}{argument[end:]}"
+    return argument
+
+
+def _places_of_secrets(text: str) -> Iterator[tuple[int, int]]:
+    """Where the values of secrets begin and end in a text."""
+    place = 0
+    while (name := _NAME.search(text, place)) is not None:
+        place = name.end()
+        value = _VALUE.match(text, place)
+        if value is not None and _masked(name[1], value[0]) != value[0]:
+            yield value.span()
+            place = value.end()
 
 
 def _masked(key: Any, value: Any) -> Any:
@@ -132,7 +168,7 @@ def _scalar(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return json.dumps(value)
     if isinstance(value, Integral):
-        return str(int(value))
+        return str(standard_json(int(value)))
     if isinstance(value, Real):
         return _number(float(value))
     text = json.dumps(value if isinstance(value, str) else str(value), ensure_ascii=False)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainlab.runs.listing import described
+from trainlab.runs.listing import described, number
 from trainlab.runs.remote_folder import RECORD
 
 __all__ = ["Outcome", "metrics_of", "outcome_of"]
@@ -49,7 +49,7 @@ def outcome_of(folder: Path, metric: str, *, asked_to_stop: bool) -> Outcome | N
     if stopped_by == "pruned" or (stopped_by is None and asked_to_stop):
         return Outcome("pruned")
     metrics = metrics_of(folder)
-    found = metrics.get(metric, record.get("result") if not metrics else None)
+    found = metrics.get(metric, number(record.get("result")) if not metrics else None)
     if not isinstance(found, int | float) or isinstance(found, bool):
         told = ", ".join(map(repr, sorted(metrics))) or "none"
         return Outcome("failed", reason=f"The run gives no number as metric {metric!r}. It gives: {told}.")

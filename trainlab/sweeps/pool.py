@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError
+from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError, LaunchError
 from trainlab.launch.child import ChildProcess
 from trainlab.sweeps.gpus import Gpus, gpus_for
 from trainlab.sweeps.worker import run_job
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
     from trainlab.experiments.definition import Experiment
 
-__all__ = ["OUTPUT", "Finished", "Job", "Pool", "Running"]
+__all__ = ["OUTPUT", "Finished", "Job", "Pool", "Running", "refuse_unguarded"]
 
 # In a run's folder: what its process has written to its standard output and errors, over all starts.
 OUTPUT = "output.txt"
+_GUARD = 'if __name__ == "__main__":'
+_LAUNCH_ERROR = "trainlab.errors.LaunchError: "
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -247,6 +249,20 @@ class Pool:
             cpus = min(float(len(usable_cpus())), cpu_quota() or math.inf)
             found[_THREADS[0]] = str(max(1, math.floor(cpus / self._most)))
         return found
+
+
+def refuse_unguarded(finished: Finished) -> None:
+    """Raise what ended a process that imported a script which runs something on import, for so do all others.
+
+    Args:
+        finished: the job that has ended.
+
+    Raises:
+        LaunchError: that is so.
+    """
+    told = finished.error.rpartition(_LAUNCH_ERROR)[2]
+    if told != finished.error and _GUARD in told and not (finished.job.run_dir / "run.json").exists():
+        raise LaunchError(told.strip())
 
 
 def _make(folder: Path) -> None:

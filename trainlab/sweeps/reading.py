@@ -7,19 +7,20 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretBytes, SecretStr
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, TrainlabError
+from trainlab.experiments.values import as_plain
 
 if TYPE_CHECKING:
     from trainlab.experiments.definition import Experiment
     from trainlab.experiments.values import Values
 
-__all__ = ["Member", "at", "module_of", "read_members"]
+__all__ = ["Member", "at", "keyed", "module_of", "read_members"]
 
 logger = logging.getLogger("trainlab.sweeps")
 _SHOWN_ERRORS = 20
@@ -35,7 +36,7 @@ class Member:
         params: as given.
         values: what the experiment has made of them.
         given: the values that are given, plain and with secrets masked, by the parameter's name ("optimizer.lr").
-        key: what the entry is told apart by, whatever its place in the list.
+        key: what the entry is told apart by, whatever its place in the list; ``keyed`` tells secrets apart, too.
         differing: those of ``given`` that are not the same in all entries.
     """
 
@@ -81,12 +82,32 @@ def read_members(experiment: "Experiment", list_of_params: Iterable[Mapping[str,
             + more
         )
     given = [_given(values) for values in read]
-    keys = _keys(given)
+    keys = [key for key, _ in _numbered([_hash(_text(one)) for one in given])]
     constant = _constant(given)
     return [
         Member(one, values, mine, key, {name: value for name, value in mine.items() if name not in constant})
         for one, values, mine, key in zip(params, read, given, keys, strict=True)
     ]
+
+
+def keyed(members: Sequence[Member], salt: str) -> list[Member]:
+    """Give entries keys by which also those are told apart that differ in a secret alone.
+
+    Args:
+        members: the entries.
+        salt: random, and kept with the sweep, so that the keys are the same again and do not tell the secrets.
+
+    Returns:
+        The entries in order; of equal ones, which are runs of their own, the second's key ends in "-2" and so on.
+    """
+    numbered = _numbered([_key(one, salt) for one in members])
+    repeated = sum(number > 1 for _, number in numbered)
+    if repeated:
+        logger.warning(
+            "%d of %d entries of the sweep's list are there already; each is made, as a run of its own.",
+            *(repeated, len(members)),
+        )
+    return [replace(one, key=key) for one, (key, _) in zip(members, numbered, strict=True)]
 
 
 def at(plain: Mapping[str, Any], name: str, default: Any = None) -> Any:
@@ -148,21 +169,49 @@ def _given(values: "Values") -> dict[str, Any]:
     return {name: at(plain, name) for name, origin in values.origins.items() if origin == "call"}
 
 
-def _keys(given: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A hash for each entry; of equal ones, which are runs of their own, the second's ends in "-2" and so on."""
+def _key(member: Member, salt: str) -> str:
+    shown = _text(member.given)
+    whole = _text({name: _unmasked(_found(member.values.params, name)) for name in member.given})
+    return _hash(shown if shown == whole else salt + whole)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _numbered(keys: Sequence[str]) -> list[tuple[str, int]]:
+    """The keys, each with the how manieth of its kind it is, which is told at its end from the second on."""
     counts: Counter[str] = Counter()
-    keys = []
-    for one in given:
-        key = hashlib.sha256(_text(one).encode()).hexdigest()[:16]
+    found = []
+    for key in keys:
         counts[key] += 1
-        keys.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
-    repeated = sum(count - 1 for count in counts.values())
-    if repeated:
-        logger.warning(
-            "%d of %d entries of the sweep's list are there already; each is made, as a run of its own.",
-            *(repeated, len(given)),
-        )
-    return keys
+        found.append((key if counts[key] == 1 else f"{key}-{counts[key]}", counts[key]))
+    return found
+
+
+def _found(params: Any, name: str) -> Any:
+    """A parameter's value as the main function gets it."""
+    found: Any = params
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else getattr(found, part, None)
+    return found
+
+
+def _unmasked(value: Any) -> Any:
+    """A value as plain data, with its secrets."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    if isinstance(value, SecretBytes):
+        return value.get_secret_value().hex()
+    if isinstance(value, BaseModel):
+        value = {name: getattr(value, name) for name in type(value).model_fields}
+    if isinstance(value, Mapping):
+        return {str(as_plain(key)): _unmasked(inner) for key, inner in value.items()}
+    if isinstance(value, set | frozenset):
+        value = sorted(value, key=str)
+    if isinstance(value, list | tuple):
+        return [_unmasked(item) for item in value]
+    return as_plain(value)
 
 
 def _constant(given: Sequence[Mapping[str, Any]]) -> set[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import StorageError
-from trainlab.experiments.searched import ASKED_TO_STOP, SEARCH, SearchedBy, hide_password
+from trainlab.experiments.searched import ASKED_TO_STOP, SEARCH, SearchedBy, hide_password, told_by_driver
 from trainlab.sweeps.liveness import Watch
 from trainlab.sweeps.methods import make_sampler
 from trainlab.sweeps.outcome import Outcome, outcome_of
-from trainlab.sweeps.pool import Finished, Job, Pool
+from trainlab.sweeps.pool import Finished, Job, Pool, refuse_unguarded
 from trainlab.sweeps.search_result import folder_name
 from trainlab.sweeps.search_table import SearchTable
 from trainlab.sweeps.space import Space
@@ -138,7 +138,7 @@ class Searcher:
         if now - self._unreachable_since > _PATIENCE_SECONDS:
             raise StorageError(
                 f"The search's storage could not be reached for {_PATIENCE_SECONDS:g} s: "
-                f"{hide_password(str(error.__cause__ or error)).strip()} Received: "
+                f"{told_by_driver(error, self._wanted.told.storage)} Received: "
                 f"{hide_password(self._wanted.told.storage)}. The same call goes on with the search."
             ) from None
         time.sleep(_LOOK_SECONDS)
@@ -230,6 +230,7 @@ class Searcher:
 
     def _conclude(self, finished: Finished) -> None:
         """Tell how a trial of this searcher ended; one whose process died is repeated."""
+        refuse_unguarded(finished)
         mine = self._mine.pop(finished.job.key)
         trial = next(one for one in self._trials.read() if one.number == mine.number)
         if trial.last.number != mine.last.number:

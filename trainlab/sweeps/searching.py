@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import re
-import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -12,13 +11,12 @@ from trainlab.errors import InvalidTypeError, InvalidValueError, SweepError
 from trainlab.experiments.searched import SearchedBy, check_installed, disconnect, hide_password
 from trainlab.runs.current import current_run
 from trainlab.runs.folder_lock import unusable
-from trainlab.runs.yaml_text import to_yaml
 from trainlab.schedule import Batch, Epoch, TrainUnit
+from trainlab.sweeps.best_params import fixed_values, write_best
 from trainlab.sweeps.importance import importances
 from trainlab.sweeps.liveness import Heartbeat, Watch
 from trainlab.sweeps.methods import check_sampler, make_pruner, pickled
 from trainlab.sweeps.pool import Pool
-from trainlab.sweeps.reading import at
 from trainlab.sweeps.search_result import SearchResult, best_of, folder_name, result_of
 from trainlab.sweeps.search_table import SearchTable
 from trainlab.sweeps.searcher import Searcher, Wanted
@@ -211,6 +209,7 @@ def _open_study(
         "max_length": None if told.length is None else list(told.length),
         "sampler": "grid" if wanted.grid is not None else "another",
         "space": wanted.space.told(),
+        "params": fixed_values(wanted.experiment, wanted.fixed, wanted.space),
     }
     before = storage.get_study_system_attrs(study_id).get(_RECORD)
     if before is None and study.get_trials(deepcopy=False):
@@ -221,13 +220,27 @@ def _open_study(
     if before is None:
         storage.set_study_system_attr(study_id, _RECORD, asked)
     before = storage.get_study_system_attrs(study_id)[_RECORD]
-    if differing := [name for name in asked if before.get(name) != asked[name]]:
-        told_differing = "; ".join(f"{name}: {asked[name]!r}, and it has {before.get(name)!r}" for name in differing)
+    if differing := _differing(wanted.space, asked, before):
         raise InvalidValueError(
-            f"A search of this name was begun otherwise. Received: {told_differing}. Pass another study, or begin anew "
+            f"A search of this name was begun otherwise. Received: {'; '.join(differing)}. Pass another study, or "
+            "begin anew "
             f"without {hide_password(told.storage)}."
         )
     return study, storage, study_id
+
+
+def _differing(space: Space, asked: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
+    """What a search was begun with otherwise, for people."""
+    names = [name for name in asked if name not in ("space", "params") and before.get(name) != asked[name]]
+    pairs = [(name, repr(asked[name]), repr(before.get(name))) for name in names]
+    if before["space"] != asked["space"]:
+        pairs.append(("space", *space.differing_from(before["space"])))
+    # A parameter that has come to the program since is no other value.
+    known = before.get("params", {})
+    pairs += [
+        (name, value, known[name]) for name, value in asked["params"].items() if name in known and known[name] != value
+    ]
+    return [f"{name}: {now}, and it has {then}" for name, now, then in pairs]
 
 
 def _result(wanted: Wanted, study: "optuna.Study", found: list[SearchTrial]) -> SearchResult:
@@ -240,33 +253,8 @@ def _result(wanted: Wanted, study: "optuna.Study", found: list[SearchTrial]) -> 
         best_run=None if best is None else wanted.folder / folder_name(best.number),
         trials=tuple(result_of(trial, wanted.folder) for trial in found),
         importances=importances(study),
-        params_file=None if best is None else _write_best(wanted, best),
+        params_file=None if best is None else write_best(wanted.experiment, wanted.folder, best, wanted.fixed),
     )
-
-
-def _write_best(wanted: Wanted, best: SearchTrial) -> Path:
-    """Write the parameters of the best trial: those that were given, and those that were chosen."""
-    values = wanted.experiment.read({**wanted.fixed, **best.params})
-    plain = values.plain()
-    names = [name for name, origin in values.origins.items() if origin == "call" or origin.startswith("params file")]
-    path = wanted.folder / "best.yaml"
-    # Several searchers may write it at once, each from a file of its own.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    text = to_yaml(_nested({name: at(plain, name) for name in names if name != "params_file"}))
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-    return path
-
-
-def _nested(params: Mapping[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in params.items():
-        *above, last = name.split(".")
-        place = found
-        for part in above:
-            place = place.setdefault(part, {})
-        place[last] = value
-    return found
 
 
 def _failed(problem: str, result: SearchResult) -> SweepError:

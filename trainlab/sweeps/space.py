@@ -137,6 +137,19 @@ class Space:
         random.Random(seed).shuffle(points)
         return points
 
+    def differing_from(self, before: Mapping[str, str]) -> tuple[str, str]:
+        """What another space has otherwise, for people.
+
+        Args:
+            before: the other one as ``told`` gave it.
+
+        Returns:
+            Of this one, and of that: such as "x=Search(0.0, 1.0)".
+        """
+        mine = self.told()
+        names = [name for name in sorted({*mine, *before}) if mine.get(name) != before.get(name)]
+        return _shown(mine, names), _shown(before, names)
+
     def told(self) -> dict[str, str]:
         """The space as text, to compare it with another's."""
         from optuna.distributions import distribution_to_json
@@ -213,6 +226,21 @@ def _kinds(annotation: Any) -> list[Any]:
 
 def _ends(one: Any) -> list[Any]:
     return list(one.choices) if hasattr(one, "choices") else [one.low, one.high]
+
+
+def _shown(told: Mapping[str, str], names: Iterable[str]) -> str:
+    from optuna.distributions import json_to_distribution
+
+    one = {name: json_to_distribution(told[name]) for name in names if name in told}
+    return ", ".join(f"{name}={_search_of(one[name])}" if name in one else f"no {name}" for name in names)
+
+
+def _search_of(one: Any) -> str:
+    if hasattr(one, "choices"):
+        return f"Search(choices={list(one.choices)!r})"
+    is_stepped = one.step is not None and not (one.step == 1 and isinstance(one.step, int))
+    more = (f", step={one.step!r}" if is_stepped else "") + (", log=True" if one.log else "")
+    return f"Search({one.low!r}, {one.high!r}{more})"
 
 
 def _suggested(trial: Any, name: str, one: Any) -> Any:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, SweepError
 from trainlab.experiments.children import refuse_import
-from trainlab.runs.listing import read_run
-from trainlab.sweeps.pool import Finished, Job, Pool
+from trainlab.runs.listing import number, read_run
+from trainlab.sweeps.pool import Finished, Job, Pool, refuse_unguarded
 from trainlab.sweeps.reading import read_members
 from trainlab.sweeps.results import SweepResult, SweepRun
 from trainlab.sweeps.stopping import stopped_by_signals
@@ -120,7 +120,7 @@ def run_of(entry: Entry, *, exitcode: int | None = None, error: str = "", is_ski
         error = error if "\n" in error.strip() else recorded or error or _how(exitcode)
     else:
         error = ""
-    metrics, result = dict(found.metrics), found.record.get("result")
+    metrics, result = dict(found.metrics), number(found.record.get("result"))
     return replace(told, status=found.status, error=error, metrics=metrics, result=result, is_skipped=is_skipped)
 
 
@@ -143,7 +143,7 @@ def _before(experiment: "Experiment", folder: SweepFolder) -> dict[str, SweepRun
         if found is not None and found.params:
             check_unchanged(experiment, entry, found.params)
         is_finished = found is not None and found.status == "finished"
-        runs[entry.key] = run_of(entry, is_skipped=is_finished)
+        runs[entry.key] = run_of(entry, error="" if found is None else "in an earlier call", is_skipped=is_finished)
     return runs
 
 
@@ -217,7 +217,10 @@ def _make_on_slurm(
 
 
 def _ended(entry: Entry, finished: Finished) -> SweepRun:
+    refuse_unguarded(finished)
     run = run_of(entry, exitcode=finished.exitcode, error=finished.error)
+    if finished.is_stopped and read_run(entry.folder) is None:
+        return replace(run, status="interrupted", error="before it began")
     if run.is_finished and finished.exitcode != 0:
         logger.warning("%s is finished, but its process %s.", entry.label, _how(finished.exitcode))
     return run

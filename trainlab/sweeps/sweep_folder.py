@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from trainlab.errors import InvalidValueError, RunFolderError
 from trainlab.runs.current import current_run
 from trainlab.runs.folder_lock import FolderLock, now, take_lock, unusable
 from trainlab.runs.run_record import read_record, replace_text
-from trainlab.sweeps.reading import Member, at, module_of
+from trainlab.sweeps.reading import Member, at, keyed, module_of
 
 if TYPE_CHECKING:
     from trainlab.experiments.definition import Experiment
@@ -94,7 +95,8 @@ class SweepFolder:
         lock = take_lock(path, path, "sweep's folder", "name")
         try:
             record = _read(path, identity)
-            entries = _entries(path, members, record)
+            record.setdefault("salt", secrets.token_hex(16))
+            entries = _entries(path, keyed(members, record["salt"]), record)
             jobs = {one["key"]: one["job"] for one in record.get("runs", []) if one.get("job")}
             record.setdefault("started", now())
             folder = cls(name, path, entries, jobs, {**record, "name": name, "experiment": identity}, lock)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from trainlab.experiments.searched import REPEATS
+
 if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
@@ -20,7 +22,6 @@ __all__ = ["SearchTrial", "State", "Trials", "give_up"]
 State = Literal["running", "finished", "pruned", "failed"]
 
 _SEARCHER = "trainlab:searcher"
-_REPEATS = "trainlab:repeats"
 _CRASHES = "trainlab:crashes"
 _SURPLUS = "trainlab:surplus"
 _FAILED = "trainlab:failed"
@@ -99,7 +100,7 @@ class Trials:
         first: list[FrozenTrial] = []
         repeated_by: dict[int, list[FrozenTrial]] = {}
         for trial in self._study.get_trials(deepcopy=False):
-            repeats = trial.system_attrs.get(_REPEATS)
+            repeats = trial.system_attrs.get(REPEATS)
             if repeats is not None:
                 repeated_by.setdefault(repeats, []).append(trial)
             elif _SURPLUS not in trial.system_attrs:
@@ -156,7 +157,7 @@ class Trials:
             user_attrs=before.user_attrs,
             system_attrs={
                 **attributes,
-                _REPEATS: before.number,
+                REPEATS: before.number,
                 _SEARCHER: searcher,
                 _CRASHES: trial.crashes + crashed,
             },

@@ -1,0 +1,28 @@
+"""best.yaml: the parameters of a search's best trial."""
+
+import json
+from pathlib import Path
+
+from optuna.distributions import FloatDistribution
+from optuna.trial import create_trial
+
+from tests.sweeps.search_programs import bowl
+from trainlab.sweeps.best_params import write_best
+from trainlab.sweeps.trials import SearchTrial
+
+
+def test_best_yaml_has_what_the_trial_had(tmp_path: Path) -> None:
+    """The values in best.yaml are those of the best trial's own record, whatever a later call gives."""
+    made = create_trial(value=1.0, params={"x": 2.0}, distributions={"x": FloatDistribution(-5, 5)})
+    made.number = 3
+    best = SearchTrial(3, 3, (made,))
+    text = write_best(bowl, tmp_path, best, {"shift": 9.0}).read_text()
+    assert text == "x: 2.0\nshift: 9.0\n"  # of a trial that ran elsewhere there is no record here
+    (tmp_path / "trial-0003").mkdir()
+    record = {
+        "params": {"x": 2.0, "shift": 0.5, "password": "***", "y": 0},
+        "origins": {"x": "call", "shift": "call", "password": "call", "y": "default"},
+    }
+    (tmp_path / "trial-0003" / "run.json").write_text(json.dumps(record))
+    text = write_best(bowl, tmp_path, best, {"shift": 9.0}).read_text()
+    assert text == "# Left out, for they are secret: password\nx: 2.0\nshift: 0.5\n"
