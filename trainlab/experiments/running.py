@@ -12,7 +12,7 @@ from trainlab.experiments.opening import Opened, Place, open_run, ranks_of_envir
 from trainlab.experiments.other_children import others_ended
 from trainlab.experiments.record import RunRecord
 from trainlab.experiments.seeding import seed_process
-from trainlab.runs.current import CurrentRun, Seeds, begin_run, end_run, only_run
+from trainlab.runs.current import CurrentRun, Seeds, begin_run, end_run, only_run, refuse_second_run
 from trainlab.runs.sent_run import sent_to_children
 
 if TYPE_CHECKING:
@@ -50,11 +50,12 @@ def run(
     from trainlab.experiments.distributed_run import run_distributed, wants_launch
 
     refuse_import(experiment.path)
+    refuse_second_run(experiment.path)
+    place = Place.of(run_dir, resumes)
+    if wants_launch(values):
+        return run_distributed(experiment, values, run_dir=place.run_dir, resumes=place.resumes)
     with contextlib.ExitStack() as closing:
         closing.enter_context(only_run(experiment.path))
-        place = Place.of(run_dir, resumes)
-        if wants_launch(values):
-            return run_distributed(experiment, values, run_dir=place.run_dir, resumes=place.resumes)
         closing.enter_context(signals_end_run())
         closing.enter_context(deterministic(values.params["deterministic"]))
         ranks = closing.enter_context(ranks_of_environment(values))

@@ -16,7 +16,16 @@ from trainlab.runs.sent_run import VARIABLE, sent
 if TYPE_CHECKING:
     from trainlab.schedule import TrainUnit
 
-__all__ = ["CurrentRun", "SearchedTrial", "Seeds", "begin_run", "current_run", "end_run", "only_run"]
+__all__ = [
+    "CurrentRun",
+    "SearchedTrial",
+    "Seeds",
+    "begin_run",
+    "current_run",
+    "end_run",
+    "only_run",
+    "refuse_second_run",
+]
 
 
 class SearchedTrial(Protocol):
@@ -156,7 +165,7 @@ def only_run(experiment: str) -> Iterator[None]:
     """
     global _opening  # noqa: PLW0603  # as in begin_run
     with _opening_lock:
-        _refuse_second_run(experiment)
+        refuse_second_run(experiment)
         before, _opening = _opening, (os.getpid(), experiment)
     try:
         yield
@@ -164,7 +173,7 @@ def only_run(experiment: str) -> Iterator[None]:
         _opening = before
 
 
-def _refuse_second_run(experiment: str) -> None:
+def refuse_second_run(experiment: str) -> None:
     """Refuse to begin a run in the middle of another one of this process.
 
     Args:
@@ -197,7 +206,7 @@ def begin_run(run: CurrentRun) -> None:
     """
     global _current  # noqa: PLW0603  # one run at a time in a process is the rule, and it is kept here
     if _current is not None and _current.pid == os.getpid():
-        _refuse_second_run(run.experiment)
+        refuse_second_run(run.experiment)
     run.outer = _current
     _current = run
 
