@@ -7,7 +7,9 @@ import os
 import pickle
 import re
 import secrets
+import signal
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +31,8 @@ logger = logging.getLogger("trainlab.experiments")
 # Any of them may say that this process is one of several; to ask what they say loads torch.
 _OF_RANKS = ("TRAINLAB_RANK", "TRAINLAB_WORLD_SIZE", "RANK", "WORLD_SIZE", "SLURM_PROCID")
 _OF_LAUNCHES = ("TRAINLAB_LAUNCH_ID", "SLURM_JOB_ID")
+# How long the news of a rank's failure may take.
+_HEARING_SECONDS = 2.0
 # The parameters that say where a rank runs.
 _OF_NODES = ("node_rank", "nproc_per_node", "nnodes", "master_addr", "master_port")
 # What pathlib makes of a URL.
@@ -117,6 +121,23 @@ class Opened:
             self.folder.note_failure(failure.headline(self.ranks.size))
         except (OSError, TrainlabError) as error:  # what went wrong is told elsewhere, too
             logger.info("The run's record could not be written: %s", error)
+
+    def failure_behind(self, error: BaseException | None) -> str | None:
+        """Tell what a signal follows from by which the launcher ends this rank: the failure of another one.
+
+        Args:
+            error: what ended the run on this rank.
+
+        Returns:
+            The failure, in a sentence; None if there is none.
+        """
+        if self.ranks is None or not isinstance(error, SystemExit) or error.code != 128 + signal.SIGTERM:
+            return None
+        # The launcher may have seen a rank end before the ranks have heard of it.
+        end = time.monotonic() + (_HEARING_SECONDS if "TRAINLAB_AGENT_PID" in os.environ else 0.0)
+        while (failure := self.ranks.watchdog.failure) is None and time.monotonic() < end:
+            time.sleep(0.05)
+        return None if failure is None else failure.headline(self.ranks.size)
 
     def end_together(self, seeds_drawn: int) -> None:
         """Wait until all ranks have come to the end of the run, and see that they have drawn as many seeds.

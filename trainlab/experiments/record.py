@@ -84,9 +84,11 @@ class RunRecord:
             return  # a forked child that comes out of the main function has nothing to say about its parent's run
         if status_of(error) == "failed":
             logger.info("The run has failed.", exc_info=error)
+        failure = self._opened.failure_behind(error) if self._opened.is_chief else None
+        status, told = (status_of(error), told_error(error)) if failure is None else ("failed", failure)
         try:
             try:
-                self._folder.write_record(status=status_of(error), error=told_error(error), **self._returned)
+                self._folder.write_record(status=status, error=told, **self._returned)
             finally:
                 if self._output is not None:
                     self._output.close()  # before its last lines are copied to a store
