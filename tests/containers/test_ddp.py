@@ -67,6 +67,7 @@ def trained_together(folder: str) -> dict[str, Any]:
     return {"keys": list(ctx.state_dict()["model"]), "weights": ctx.model.state_dict(), "ema": ema}
 
 
+@pytest.mark.slow
 def test_ranks_train_as_one_process_does(tmp_path: Any) -> None:
     """Plain backward and step on two ranks give the weights of one process with all the data; keys are the user's."""
     first, second = run_ranks(trained_together, 2, str(tmp_path))

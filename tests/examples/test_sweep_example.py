@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -24,6 +26,7 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_example_sweeps_and_is_done_when_it_is_started_again(tmp_path: Path) -> None:
     """sweep.py trains each of its runs, names the best one's folder, and does none of it a second time."""
     first = run(tmp_path, "--quick")

@@ -167,6 +167,7 @@ def talk(place: str, talks: Callable[[Typist], None]) -> Rank:
         os.close(theirs)
 
 
+@pytest.mark.slow
 def test_a_debugger_opens_at_the_error() -> None:
     """At a terminal, pdb opens in the frame that raised the error, and the error still ends the program."""
 

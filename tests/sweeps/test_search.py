@@ -125,6 +125,7 @@ def test_a_search_of_something_else() -> None:
         search(print, metric="loss", trials=1)  # type: ignore[arg-type]  # the mistake
 
 
+@pytest.mark.slow
 def test_all_trials_fail(tmp_path: Path) -> None:
     """A search whose first three trials fail is ended, with the errors; they are not repeated by another call."""
     options = {"metric": "loss", "trials": 20, "output_dir": tmp_path, "max_num_processes": 3}
@@ -138,6 +139,7 @@ def test_all_trials_fail(tmp_path: Path) -> None:
         assert len(json.loads(record.read_text())["starts"]) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_trial_is_repeated(tmp_path: Path) -> None:
     """A trial whose process is killed is repeated in its folder, with its parameters and what it had reported."""
     result = search(dying, metric="loss", trials=1, output_dir=tmp_path)

@@ -28,6 +28,7 @@ def live_on(url: str) -> None:
         subprocess.run(["sleep", "600"], check=False)
 
 
+@pytest.mark.slow
 def test_a_killed_searcher_is_dead_at_once(url: str) -> None:
     """A searcher of this machine lives as long as its process, and is dead as soon as that is killed."""
     watch = Watch(connect(url), 0)
