@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import random
@@ -38,7 +39,8 @@ def plain(value: Any) -> Any:
 
 
 def children() -> list[psutil.Process]:
-    """List the workers of this process."""
+    """List the workers of this process; those of loaders that an earlier test has left to the garbage go first."""
+    gc.collect()
     helpers = ("multiprocessing.resource_tracker", "multiprocessing.forkserver")
     found = [(child, " ".join(child.cmdline())) for child in psutil.Process().children()]
     return [child for child, command in found if not any(helper in command for helper in helpers)]
