@@ -10,10 +10,10 @@ import pytest
 import torch.distributed as dist
 
 from trainlab.distributed.failure import Failure, is_consequence, is_timeout
-from trainlab.distributed.processes import Process, this_process
 from trainlab.distributed.store import StoreLostError
 from trainlab.distributed.watchdog import Watchdog
 from trainlab.errors import DistributedError, InvalidValueError, PeerFailedError
+from trainlab.runs.processes import Process, this_process
 
 GLOO = "[/x/gloo/gloo/transport/tcp/"
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, MissingDependencyError, StorageError
-from trainlab.experiments.searched import connect, disconnect, hide_password, told_by_driver
+from trainlab.experiments.searched import connect, disconnect, told_by_driver
+from trainlab.runs.masking import mask_passwords
 from trainlab.runs.yaml_text import mask_command
 from trainlab.sweeps.storage import check_local, file_system, open_storage, sqlite_url
 
@@ -80,7 +81,7 @@ def test_a_storage_that_is_no_text() -> None:
 def test_passwords_are_hidden() -> None:
     """The passwords of URLs, wherever they stand in them, do not show in a text."""
     text = "at postgresql://me:a:b%40c@host/db?x=1&password=hidden&y=2 and redis://:other@host:1"
-    assert hide_password(text) == "at postgresql://me:***@host/db?x=1&password=***&y=2 and redis://:***@host:1"
+    assert mask_passwords(text) == "at postgresql://me:***@host/db?x=1&password=***&y=2 and redis://:***@host:1"
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_passwords_are_hidden() -> None:
 )
 def test_no_part_of_a_password_is_recorded(url: str) -> None:
     """However a password stands in the URL of a storage, neither messages nor a run's record have a part of it."""
-    assert "hunter2" not in hide_password(url) and "***" in hide_password(url)
+    assert "hunter2" not in mask_passwords(url) and "***" in mask_passwords(url)
     for command in (["--storage", url], [f"--storage={url}"]):
         assert "hunter2" not in "".join(mask_command(command))
 

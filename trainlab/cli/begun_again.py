@@ -1,5 +1,6 @@
 """The command that began a run, put together anew from its record, and started in the place of this process."""
 
+import argparse
 import hashlib
 import json
 import os
@@ -10,19 +11,43 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trainlab.cli.run_names import RUN, add_root
 from trainlab.errors import RunFolderError
 from trainlab.experiments.params_file import read_params_file
 from trainlab.runs.listing import PARAMS, RunInfo, value_at
 from trainlab.runs.masking import MASK
 from trainlab.runs.plain_numbers import standard_json
 
-__all__ = ["Command", "command_of", "missing_secrets", "options_after"]
+__all__ = ["Command", "command_of", "missing_secrets", "options_after", "parser_of"]
 
 # What told the process of this command where it stands: not what it starts.
 _OF_THIS_PROCESS = (
     *("TRAINLAB_RUN_DIR", "TRAINLAB_RESUME", "TRAINLAB_LAUNCH_ID", "TRAINLAB_LAUNCH_DIR", "TRAINLAB_LAUNCH_RUN"),
     *("TRAINLAB_ATTEMPT", "TRAINLAB_EXPERIMENT", "TRAINLAB_SEARCH", "TRAINLAB_IGNORE_ENVIRONMENT"),
 )
+
+
+def parser_of(name: str, *, description: str, epilog: str) -> argparse.ArgumentParser:
+    """Make the parser of what stands before ``--`` where a run is begun again.
+
+    Args:
+        name: of the subcommand.
+        description: what it does.
+        epilog: what stands at the end of its help.
+
+    Returns:
+        The parser, with the run and where it is.
+    """
+    made = argparse.ArgumentParser(
+        prog=f"trainlab {name}",
+        usage=f"trainlab {name} [OPTIONS] RUN [-- MORE OPTIONS OF THE PROGRAM]",
+        description=description,
+        epilog=epilog,
+        allow_abbrev=False,
+    )
+    made.add_argument("run_name", metavar="RUN", help=RUN)
+    add_root(made)
+    return made
 
 
 @dataclass

@@ -4,9 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trainlab.cli.begun_again import Command, command_of, missing_secrets, options_after
+from trainlab.cli.begun_again import Command, command_of, missing_secrets, options_after, parser_of
 from trainlab.cli.output import printable, short
-from trainlab.cli.run_names import RUN, add_root, readable_run
+from trainlab.cli.run_names import readable_run
 from trainlab.cli.then_and_now import changes_since
 from trainlab.runs.contents import RunFiles
 from trainlab.runs.listing import RunInfo
@@ -51,17 +51,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of what stands before ``--``."""
-    made = argparse.ArgumentParser(
-        prog="trainlab replay",
-        usage="trainlab replay [OPTIONS] RUN [-- MORE OPTIONS OF THE PROGRAM]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
-    made.add_argument("run_name", metavar="RUN", help=RUN)
+    made = parser_of("replay", description=_DESCRIPTION, epilog=_EPILOG)
     made.add_argument("--strict", action="store_true", help="do not begin if anything differs")
     made.add_argument("--dry-run", action="store_true", help="only tell what differs, and the command")
-    add_root(made)
     return made
 
 

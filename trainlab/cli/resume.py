@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainlab.cli.begun_again import Command, command_of, missing_secrets, options_after
-from trainlab.cli.run_names import RUN, add_root, readable_run
+from trainlab.cli.begun_again import Command, command_of, missing_secrets, options_after, parser_of
+from trainlab.cli.run_names import readable_run
 from trainlab.errors import RunFolderError
 from trainlab.runs.listing import RunInfo
 
@@ -48,16 +48,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Make the parser of what stands before ``--``."""
-    made = argparse.ArgumentParser(
-        prog="trainlab resume",
-        usage="trainlab resume [OPTIONS] RUN [-- MORE OPTIONS OF THE PROGRAM]",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        allow_abbrev=False,
-    )
-    made.add_argument("run_name", metavar="RUN", help=RUN)
+    made = parser_of("resume", description=_DESCRIPTION, epilog=_EPILOG)
     made.add_argument("--dry-run", action="store_true", help="only tell the command")
-    add_root(made)
     return made
 
 

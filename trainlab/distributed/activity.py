@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-from trainlab.distributed.processes import Process, this_process
+from trainlab.runs.processes import Process, this_process
 
 __all__ = ["Activity", "Beat"]
 

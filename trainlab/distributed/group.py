@@ -24,10 +24,10 @@ from torch.distributed.rendezvous import rendezvous as meet
 from trainlab.distributed.channel import Channel
 from trainlab.distributed.exchange import Exchange
 from trainlab.distributed.places import THIS_HOST, Place, port_of_environment
-from trainlab.distributed.processes import host_id
 from trainlab.distributed.store import JobStore
 from trainlab.distributed.watchdog import Watchdog
 from trainlab.errors import DisagreementError, DistributedError, InvalidTypeError, InvalidValueError
+from trainlab.runs.processes import host_id
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -33,7 +33,6 @@ __all__ = [
     "check_installed",
     "connect",
     "disconnect",
-    "hide_password",
     "report",
     "searched_of_environment",
     "told_by_driver",
@@ -119,7 +118,7 @@ class SearchedBy:
         except StorageInternalError as error:
             raise StorageError(
                 f"The search's storage could not be reached for {sum(_PATIENCE)} s. Received: "
-                f"{hide_password(self.storage)} ({told_by_driver(error, self.storage)})."
+                f"{mask_passwords(self.storage)} ({told_by_driver(error, self.storage)})."
             ) from None
         except UpdateFinishedTrialError:
             logger.warning("Another searcher goes on with this trial, which is left to it.")
@@ -240,18 +239,18 @@ def connect(url: str, *, is_made: bool = False) -> "optuna.storages.BaseStorage"
         # The text of Optuna on how to install it would show the URL.
         name = error.__cause__.name if isinstance(error.__cause__, ImportError) else None
         raise MissingDependencyError(
-            f"The driver of this storage is not installed. Received: {hide_password(url)}. Install it: "
+            f"The driver of this storage is not installed. Received: {mask_passwords(url)}. Install it: "
             f"pip install {_DRIVERS.get(str(name), name)}."
         ) from None
     except (sqlalchemy.exc.ArgumentError, ValueError) as error:
         raise InvalidValueError(
             f"The storage is a URL such as sqlite:////data/study.db, postgresql://user@host/name or "
-            f"journal:///data/study.log. Received: {hide_password(url)} ({told_by_driver(error, url, cause=False)})."
+            f"journal:///data/study.log. Received: {mask_passwords(url)} ({told_by_driver(error, url, cause=False)})."
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, OSError, RuntimeError) as error:
         raise StorageError(
             f"The search's storage cannot be opened: {told_by_driver(error, url)} Received: "
-            f"{hide_password(url)}. See that it is there, and that its user and password are right."
+            f"{mask_passwords(url)}. See that it is there, and that its user and password are right."
         ) from None
 
 
@@ -308,18 +307,6 @@ def check_installed() -> None:
         raise MissingDependencyError(
             f"A search needs Optuna, which cannot be imported ({error}). Install it: pip install 'trainlab[search]'."
         ) from error
-
-
-def hide_password(text: str) -> str:
-    """A text with the passwords of the URLs in it masked.
-
-    Args:
-        text: any.
-
-    Returns:
-        Such as "postgresql://user:***@host/name".
-    """
-    return mask_passwords(text)
 
 
 def told_by_driver(error: BaseException, url: str, *, cause: bool = True) -> str:

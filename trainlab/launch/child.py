@@ -15,6 +15,8 @@ from typing import Any
 
 from trainlab.errors import InvalidStateError, LaunchError, RankFailedError
 from trainlab.launch.call import Call, can_import_main
+from trainlab.launch.worker import pickled
+from trainlab.runs.traceback_text import told_traceback
 
 __all__ = ["ChildProcess", "main"]
 
@@ -237,8 +239,6 @@ def main(job: int, answer: int, life_of_parent: int) -> None:
 
 def _answer_to(prepared: dict[str, Any], content: bytes) -> tuple[bytes, int | str | None]:
     """What is told to the parent, and the exit status."""
-    from trainlab.launch.worker import pickled
-
     try:
         os.environ["TRAINLAB_IMPORTING"] = "1"
         spawn.prepare(prepared)
@@ -254,8 +254,6 @@ def _answer_to(prepared: dict[str, Any], content: bytes) -> tuple[bytes, int | s
     except SystemExit as error:
         return b"" if error.code in (None, 0) else pickle.dumps(("error", f"SystemExit: {error.code}")), error.code
     except BaseException as error:
-        from trainlab.runs.traceback_text import told_traceback
-
         text = told_traceback(error)
         sys.stderr.write(text)
         sys.stderr.flush()

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from trainlab.runs.processes import Process, this_process
+
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
 
@@ -37,8 +39,6 @@ class Heartbeat:
     """
 
     def __init__(self, storage: "BaseStorage", study_id: int) -> None:
-        from trainlab.distributed.processes import this_process  # its folder loads torch
-
         self.token = secrets.token_hex(8)
         self._storage, self._study_id = storage, study_id
         self._process = this_process()
@@ -110,8 +110,6 @@ class Watch:
         Returns:
             Whether nobody works on its trials any more.
         """
-        from trainlab.distributed.processes import Process
-
         record = self._records.get(f"{_PREFIX}{token}", {})
         if record.get("has_ended"):
             return True

@@ -4,15 +4,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from trainlab.sweeps.live_table import LiveTable
 from trainlab.sweeps.search_result import best_of, folder_name
 from trainlab.sweeps.trials import SearchTrial
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.live import Live
     from rich.table import Table
 
 __all__ = ["SearchTable", "params_text"]
@@ -21,7 +20,7 @@ _AROUND = 7
 _STYLES = {"running": "cyan", "finished": "green", "pruned": "yellow", "failed": "red"}
 
 
-class SearchTable:
+class SearchTable(LiveTable):
     """Tells how a search is, until the end of its ``with`` block.
 
     Args:
@@ -43,41 +42,15 @@ class SearchTable:
         console: "Console | None" = None,
         is_shown: bool = True,
     ) -> None:
-        from rich.console import Console
-
+        super().__init__(console, is_shown=is_shown)
         self._title, self._metric, self._trials = title, metric, trials
         self._smaller_is_better = smaller_is_better
-        self._console = console or Console(stderr=True)
-        self._is_shown = is_shown
-        self._live: Live | None = None
-        self._begun = time.monotonic()
         self._last: Sequence[SearchTrial] = ()
         # What was told in lines: the state of each trial, by its number.
         self._told: dict[int, str] = {}
 
-    def __enter__(self) -> "SearchTable":
-        if self._is_shown and self._console.is_terminal:
-            from rich.live import Live
-
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._console.print(self._table(self._last, self._last))
-
-    def say(self, text: str) -> None:
-        """Print a line that stays.
-
-        Args:
-            text: the line.
-        """
-        if self._is_shown:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def _whole(self) -> "Table":
+        return self._table(self._last, self._last)
 
     def refresh(self, trials: Sequence[SearchTrial]) -> None:
         """Tell what is new.

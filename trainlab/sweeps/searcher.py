@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import StorageError
-from trainlab.experiments.searched import ASKED_TO_STOP, SEARCH, SearchedBy, hide_password, told_by_driver
+from trainlab.experiments.searched import ASKED_TO_STOP, SEARCH, SearchedBy, told_by_driver
+from trainlab.runs.masking import mask_passwords
 from trainlab.sweeps.liveness import Watch
 from trainlab.sweeps.methods import make_sampler
 from trainlab.sweeps.outcome import Outcome, outcome_of
@@ -139,7 +140,7 @@ class Searcher:
             raise StorageError(
                 f"The search's storage could not be reached for {_PATIENCE_SECONDS:g} s: "
                 f"{told_by_driver(error, self._wanted.told.storage)} Received: "
-                f"{hide_password(self._wanted.told.storage)}. The same call goes on with the search."
+                f"{mask_passwords(self._wanted.told.storage)}. The same call goes on with the search."
             ) from None
         time.sleep(_LOOK_SECONDS)
 
@@ -253,10 +254,10 @@ class Searcher:
         has_begun = (finished.job.run_dir / "run.json").exists()
         last = finished.error.strip().splitlines()[-1:] or [f"its process ended with status {finished.exitcode}"]
         if not has_begun and finished.exitcode >= 0:
-            return Outcome("failed", reason=hide_password(last[0]))
+            return Outcome("failed", reason=mask_passwords(last[0]))
         if trial.crashes < self._wanted.max_crashes:
             return None
-        return Outcome("failed", reason=hide_password(f"broken off {trial.crashes + 1} times; at last: {last[0]}"))
+        return Outcome("failed", reason=mask_passwords(f"broken off {trial.crashes + 1} times; at last: {last[0]}"))
 
     def _outcome(self, trial: SearchTrial) -> Outcome | None:
         asked = bool(trial.last.system_attrs.get(ASKED_TO_STOP))

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, SweepError
-from trainlab.experiments.searched import SearchedBy, check_installed, disconnect, hide_password
+from trainlab.experiments.searched import SearchedBy, check_installed, disconnect
 from trainlab.runs.current import current_run
 from trainlab.runs.folder_lock import unusable
+from trainlab.runs.masking import mask_passwords
 from trainlab.schedule import Batch, Epoch, TrainUnit
 from trainlab.sweeps.best_params import fixed_values, write_best
 from trainlab.sweeps.importance import importances
@@ -177,7 +178,7 @@ def _search(
     """Make the trials that are left, and tell what came of all of them."""
     study, storage, study_id = opened
     kept = Trials(study, storage, study_id)
-    table.say(f"Search of {wanted.trials} trials in {wanted.folder}, kept in {hide_password(wanted.told.storage)}")
+    table.say(f"Search of {wanted.trials} trials in {wanted.folder}, kept in {mask_passwords(wanted.told.storage)}")
     # The innermost of these comes to its end first: the last beat says that nobody works on the trials any more.
     with Heartbeat(storage, study_id) as heart, pool, stopped_by_signals(pool, wanted.grace):
         with table:
@@ -215,7 +216,7 @@ def _open_study(
     if before is None and study.get_trials(deepcopy=False):
         raise InvalidValueError(
             f"The study is not one of trainlab's, and has trials. Received: {told.study!r} in "
-            f"{hide_password(told.storage)}. Pass another study."
+            f"{mask_passwords(told.storage)}. Pass another study."
         )
     if before is None:
         storage.set_study_system_attr(study_id, _RECORD, asked)
@@ -224,7 +225,7 @@ def _open_study(
         raise InvalidValueError(
             f"A search of this name was begun otherwise. Received: {'; '.join(differing)}. Pass another study, or "
             "begin anew "
-            f"without {hide_password(told.storage)}."
+            f"without {mask_passwords(told.storage)}."
         )
     return study, storage, study_id
 

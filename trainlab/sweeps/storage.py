@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainlab.errors import InvalidTypeError, InvalidValueError
-from trainlab.experiments.searched import connect, hide_password
+from trainlab.experiments.searched import connect
+from trainlab.runs.masking import mask_passwords
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -97,7 +98,7 @@ def check_local(url: str, mounts: str | os.PathLike[str] = _MOUNTS) -> None:
     name = url.partition(":///")[2].partition("?")[0]
     if name in ("", ":memory:"):
         raise InvalidValueError(
-            f"A search's trials are processes of their own, which share no memory. Received: {hide_password(url)}. "
+            f"A search's trials are processes of their own, which share no memory. Received: {mask_passwords(url)}. "
             "Name a file: sqlite:////data/study.db; or leave storage out."
         )
     path = Path(name).absolute()

@@ -7,15 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from trainlab.runs.listing import described
+from trainlab.sweeps.live_table import LiveTable
 from trainlab.sweeps.results import SweepRun
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.live import Live
     from rich.table import Table
 
     from trainlab.sweeps.pool import Running
@@ -56,7 +55,7 @@ class Row:
     ended: int = 0
 
 
-class SweepTable:
+class SweepTable(LiveTable):
     """Tells how the runs of a sweep are, until the end of its ``with`` block.
 
     Args:
@@ -69,40 +68,13 @@ class SweepTable:
     def __init__(
         self, title: str, entries: Sequence["Entry"], *, console: "Console | None" = None, is_shown: bool = True
     ) -> None:
-        from rich.console import Console
-
+        super().__init__(console, is_shown=is_shown)
         self._title = title
         self._rows = {one.key: Row(one.label, one.member.differing, one.folder) for one in entries}
-        self._console = console or Console(stderr=True)
-        self._is_shown = is_shown
-        self._live: Live | None = None
-        self._begun = time.monotonic()
         self._ended = 0
 
-    def __enter__(self) -> "SweepTable":
-        if self._is_shown and self._console.is_terminal:
-            from rich.live import Live
-
-            # What stays at the end is printed then, all of it.
-            self._live = Live(console=self._console, auto_refresh=False, transient=True)
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._console.print(self._table(list(self._rows.values())))
-
-    def say(self, text: str) -> None:
-        """Print a line that stays.
-
-        Args:
-            text: the line.
-        """
-        if self._is_shown:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+    def _whole(self) -> "Table":
+        return self._table(list(self._rows.values()))
 
     def started(self, key: str, gpus: tuple[str, ...] = ()) -> None:
         """Note that a run was started.
