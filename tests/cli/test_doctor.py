@@ -36,6 +36,7 @@ def test_the_facts_are_there_for_programs() -> None:
     assert all(wrong["problem"] and wrong["remedy"] for wrong in report["problems"])
 
 
+@pytest.mark.slow
 def test_what_is_wrong_is_told_with_its_remedy(small_disk: Path, tmp_path: Path) -> None:
     """Few open files, a full disk for temporary files and a missing SLURM: each is told for what it is."""
     tools = tmp_path / "bin"
@@ -58,6 +59,7 @@ def test_a_limit_that_can_be_raised_comes_with_the_command() -> None:
     assert problems(report)["limits"][1].startswith("ulimit -n ")
 
 
+@pytest.mark.slow
 def test_processes_that_cannot_meet_are_told() -> None:
     """A network interface that is not there makes the round trip fail, and the doctor names it and those that are."""
     status, report = told(GLOO_SOCKET_IFNAME="nonsense")
@@ -80,6 +82,7 @@ def test_a_controller_that_is_away_is_told(tmp_path: Path) -> None:
     assert "SLURM_CONF" in problems(report)["slurm"][1]
 
 
+@pytest.mark.slow
 def test_the_job_around_does_not_disturb() -> None:
     """Inside a job of other ranks the doctor makes its round trip all the same, and says which job it is."""
     around = {"RANK": "3", "WORLD_SIZE": "8", "MASTER_ADDR": "203.0.113.1", "MASTER_PORT": "1", "SLURM_JOB_ID": "7"}

@@ -1,4 +1,3 @@
-import hashlib
 import json
 import os
 import platform
@@ -16,6 +15,7 @@ from tests.examples.scripts import run_script_alone
 from tests.runs.made_runs import ROOT, change_record, make_run
 from trainlab.checkpoint import latest_checkpoint
 from trainlab.cli import main
+from trainlab.runs.program_code import checksums
 from trainlab.runs.surroundings import describe_devices, list_packages, record_changes
 
 TRAINING = """
@@ -124,7 +124,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "packages.txt").write_text(list_packages())
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     where: dict[str, Any] = {"script": "program.py", "cwd": str(tmp_path), "module": None}
-    where |= {"argv": ["program.py", "--lr", "1"], "script_sha256": hashlib.sha256(program.read_bytes()).hexdigest()}
+    where |= {"argv": ["program.py", "--lr", "1"]}
+    loaded = [program, tmp_path / "models.py"]
+    loaded[1].write_text("")
+    (folder / "code.sha256").write_text(checksums([str(file) for file in loaded]))
     change_record(folder, git=record_changes(tmp_path, folder), devices=describe_devices(), versions=versions, **where)
     return folder
 
@@ -152,6 +155,10 @@ def _change(run: Path) -> None:
     (run.parents[1] / "program.py").write_text("3\n")
 
 
+def _change_a_module(run: Path) -> None:
+    (run.parents[1] / "models.py").write_text("3\n")
+
+
 def _undo(run: Path) -> None:
     (run.parents[1] / "program.py").write_text("1\n")
 
@@ -175,6 +182,7 @@ def _other_devices(run: Path) -> None:
     [
         (_commit, ["commit: then ", "changes that are not committed: then 1 files changed, now none"]),
         (_change, ["changes that are not committed: then others, now 1 files changed", "content of program.py: then "]),
+        (_change_a_module, ["content of models.py: then e3b0c44298fc, now "]),
         (_undo, ["changes that are not committed: then 1 files changed, now none", "content of program.py: then "]),
         (_other_packages, [f"package torch: then 1.0, now {torch.__version__}", "package gone: then 2.0, now none"]),
         (_other_versions, ["Python: then 3.1, now 3.", "platform: then Plan9, now "]),

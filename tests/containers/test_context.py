@@ -348,6 +348,43 @@ def test_a_module_that_refuses_its_state_leaves_everything_as_it_was() -> None:
     assert same(ctx.state_dict(), saved.state_dict())
 
 
+class Choosy(torch.optim.Adam):
+    """Loads, and then refuses what another version wrote."""
+
+    version = 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"version": self.version}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "version"})
+        if state_dict["version"] != self.version:
+            raise ValueError("another version")
+
+
+def test_an_optimizer_that_refuses_its_state_leaves_everything_as_it_was() -> None:
+    """What an optimizer finds out in its own `load_state_dict` is one error with its path, and nothing was changed."""
+
+    def trained(steps: int) -> ContextObject:
+        model = nn.Linear(2, 1)
+        ctx = ContextObject(model=model, plain=torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
+        ctx.choosy, ctx.epoch = Choosy(model.parameters(), lr=0.1 * steps), steps
+        for _ in range(steps):
+            model(torch.ones(1, 2)).sum().backward()
+            ctx.plain.step(), ctx.choosy.step()
+        return ctx
+
+    ctx, other = trained(1), trained(3)
+    other.choosy.version = 2
+    saved, before = other.state_dict(), _copied(ctx.state_dict())
+    with pytest.raises(CheckpointMismatchError, match=r"nothing was changed\. choosy refuses .*ValueError: another"):
+        ctx.load_state_dict(saved)
+    assert same(ctx.state_dict(), before)
+    other.choosy.version = 1
+    ctx.load_state_dict(other.state_dict())
+    assert same(ctx.state_dict(), other.state_dict())
+
+
 def test_an_ordered_dict_of_modules_is_a_dict_of_the_context() -> None:
     """Modules by name in an OrderedDict are saved and restored, not refused as data."""
     ctx, other = (ContextObject(heads=OrderedDict(a=nn.Linear(1, 1))) for _ in range(2))

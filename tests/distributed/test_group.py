@@ -170,6 +170,7 @@ def stays_away() -> str:
     return ""
 
 
+@pytest.mark.slow
 def test_an_exchange_that_one_rank_leaves_out_is_told() -> None:
     """A rank that waits for another in an exchange ends with an error that names the line and what each was doing."""
     with start_ranks(stays_away, 2) as ranks:
@@ -246,6 +247,7 @@ def fails_beside_a_frozen_one() -> None:
         raise ValueError(f"boom {work.is_completed()}")
 
 
+@pytest.mark.slow
 def test_a_failing_rank_does_not_wait_for_a_frozen_one() -> None:
     """A rank that fails while it exchanges something with a rank that stands still ends nevertheless, at once."""
     with start_ranks(fails_beside_a_frozen_one, 2) as ranks:

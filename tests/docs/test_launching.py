@@ -6,10 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "launching.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_guides_program_runs_on_two_processes(tmp_path: Path) -> None:
     """Saved as train.py, the guide's first program trains on two processes, and leaves a log of each in its run."""
     (tmp_path / "train.py").write_text(re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)[0], encoding="utf-8")

@@ -22,6 +22,8 @@ LONGER = {
     "determined_port.py": ["--epochs", "3"],
 }
 
+OTHERS = [name for name in LONGER if name != "digits.py"]
+
 # What the short form prints at its end: counts by optimizer, what the model writes.
 SAYS = {
     "digits.py": "Test accuracy: ",
@@ -99,7 +101,7 @@ def test_example_tells_its_options(example: str, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("example", LONGER)
+@pytest.mark.parametrize("example", ["digits.py", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 def test_example_runs_and_goes_on(example: str, tmp_path: Path) -> None:
     """An example makes a run's folder; told that folder, it goes on at the next batch instead of beginning anew."""
     first = run(example, "--quick", folder=tmp_path)
@@ -120,6 +122,7 @@ def test_example_runs_and_goes_on(example: str, tmp_path: Path) -> None:
     assert len(list((tmp_path / "runs").glob("*/*"))) == 1, "a second run was begun"
 
 
+@pytest.mark.slow
 def test_digits_learns(tmp_path: Path) -> None:
     """The digits example, as README runs it, is right in more than 95% of the test images."""
     said = run("digits.py", folder=tmp_path).stdout

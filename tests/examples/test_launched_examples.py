@@ -16,7 +16,9 @@ DIGITS = str(EXAMPLES / "digits.py")
 TWO = ["--processes", "2"]
 # What a shell would run, and where the result is printed.
 WAYS = [
-    pytest.param([*PYTHON, DIGITS, "--quick", "--platform", "cpu", *TWO], "console", id="launch"),
+    pytest.param(
+        [*PYTHON, DIGITS, "--quick", "--platform", "cpu", *TWO], "console", id="launch", marks=pytest.mark.slow
+    ),
     pytest.param(
         [sys.executable, "-m", "trainlab", "launch", "--device", "cpu", *TWO, DIGITS, "--quick"],
         "console",

@@ -139,6 +139,7 @@ def test_the_command_tells_options_and_experiments(folder: Path, capsys: pytest.
     assert trainlab.experiment  # the public name is no module
 
 
+@pytest.mark.slow
 def test_a_loaded_file_is_the_program(tmp_path: Path) -> None:
     """A class of a script has one name in checkpoints, whether the script or `trainlab run` or a child runs it."""
     script = tmp_path / "my-program.py"

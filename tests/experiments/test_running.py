@@ -1,6 +1,5 @@
 """What is left of a run: its folder, its record, its log, its end."""
 
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -220,7 +219,6 @@ def test_the_record_says_what_ran_where_and_from_which_values(tmp_path: Path) ->
         "module": "tests.experiments.running_programs",
         "file": str(Path(__file__).with_name("running_programs.py")),
         "qualname": "draws",
-        "sha256": hashlib.sha256(Path(__file__).with_name("running_programs.py").read_bytes()).hexdigest(),
     }
     assert record["params"]["lr"] == 2.0 and record["params"]["random_seed"] == record["random_seed"]
     assert record["origins"]["lr"] == "command line" and record["origins"]["names"] == "default"

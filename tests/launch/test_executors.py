@@ -52,6 +52,7 @@ def test_a_local_job_is_requeued(tmp_path: Path) -> None:
     assert run(submitted.signal_itself, signal.SIGUSR2, 1).result(PATIENCE) == [1]
 
 
+@pytest.mark.slow
 def test_a_local_job_can_be_cancelled_from_elsewhere(tmp_path: Path) -> None:
     """Another process finds a local job by its folder, cancels it, and the submitter sees that."""
     handle = run(submitted.wait_for_ever, folder=tmp_path / "job", setup=["true"])
@@ -156,6 +157,7 @@ def test_other_options_of_sbatch_are_handed_on() -> None:
     assert slurm_parameters(platform, "job")["additional_parameters"]["dependency"] == "singleton"
 
 
+@pytest.mark.slow
 def test_the_submitters_run_is_not_the_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRAINLAB_RUN_DIR of the submitting process names its own run; the job trains in the job's folder."""
     monkeypatch.setenv("TRAINLAB_RUN_DIR", str(tmp_path / "mine"))
@@ -164,6 +166,7 @@ def test_the_submitters_run_is_not_the_jobs(tmp_path: Path, monkeypatch: pytest.
     assert os.environ["TRAINLAB_RUN_DIR"] == str(tmp_path / "mine")
 
 
+@pytest.mark.slow
 def test_used_up_requeues_are_told_with_the_checkpoint(tmp_path: Path) -> None:
     """Who waits for a job that may not be requeued again hears so, and where its newest checkpoint is."""
     handle = run(submitted.train, 12, 5, folder=tmp_path / "job", max_requeues=0)

@@ -247,6 +247,7 @@ def test_results_outlive_logs_that_cannot_be_kept(tmp_path: Path, caplog: pytest
     assert "cannot be kept" in caplog.text
 
 
+@pytest.mark.slow
 def test_launches_in_two_threads_do_not_mix() -> None:
     """Each of two launches at the same time has its own options, and the program's environment stays as it was."""
     before, found = dict(os.environ), {}

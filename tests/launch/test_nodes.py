@@ -189,6 +189,7 @@ def test_a_node_that_is_stopped_ends_the_others(tmp_path: Path) -> None:
         assert first.left() == NOTHING
 
 
+@pytest.mark.slow
 def test_nobody_comes(tmp_path: Path) -> None:
     """A node that waits for others in vain says so after the platform's timeout, and so does one without a first."""
     several: Any = {"device": "cpu", "nodes": 2, "master_addr": "127.0.0.1", "timeout": 2.0}

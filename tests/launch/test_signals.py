@@ -92,6 +92,7 @@ def test_a_rank_that_does_not_end_is_killed(tmp_path: Path) -> None:
         assert launcher.left() == NOTHING
 
 
+@pytest.mark.slow
 def test_ranks_end_with_their_launcher(tmp_path: Path) -> None:
     """Of a launcher that was killed no rank is left, and the next launch removes the folder that it left."""
     with Launcher.of_call(tmp_path, PAIR, "wait_for_ever", str(tmp_path)) as launcher:

@@ -26,6 +26,7 @@ def run_program(folder: Path, killed_at: int, length: int) -> int:
     return subprocess.run(program, check=False, cwd=Path(__file__).parents[2], timeout=120).returncode
 
 
+@pytest.mark.slow
 def test_each_step_is_there_once_after_processes_were_killed(tmp_path: Path) -> None:
     """After two real kills, with torn writes, every series holds each step once: the user's own ones too."""
     for killed_at in (8, 13):

@@ -133,6 +133,7 @@ def ended_as_if_nothing_was(slurm: Slurm, story: Story, run: Path, whole: Story)
     assert there.status() == "finished" and slurm.show(story.job)["Restarts"] == "1"
 
 
+@pytest.mark.slow
 def test_a_signal_before_fit_requeues_the_job(slurm: Slurm, alone: Story, tmp_path: Path) -> None:
     """A job that gets SIGUSR1 while it builds its model is requeued, and ends as if nothing was."""
     story = begin(slurm, tmp_path / "run", "--random", "--pauses", "early")

@@ -58,6 +58,7 @@ def test_a_job_runs_on_two_nodes(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) 
     assert shown["TimeLimit"] != "00:05:00", "submitit's default stands in for the partition's"
 
 
+@pytest.mark.slow
 def test_a_preempted_training_ends_as_if_nothing_was(slurm: Slurm, tmp_path: Path) -> None:
     """A training that another job preempts is requeued, goes on in the job's folder, and ends bit for bit the same."""
     folder = tmp_path / "job"
@@ -83,6 +84,7 @@ def test_a_training_outlives_its_time_limit(tmp_path: Path) -> None:
     assert trained["attempt"] == 1 and min(trained["seen"]) == 6
 
 
+@pytest.mark.slow
 def test_a_function_that_is_no_training_is_called_again(slurm: Slurm) -> None:
     """The signal that announces the end requeues any function, which is called again, unless requeue=False."""
     once = run(submitted.signal_itself, signal.SIGUSR2, 1, platform=on_slurm(max_requeues=1))
@@ -104,6 +106,7 @@ def test_the_first_error_reaches_the_submitter(slurm: Slurm) -> None:
     assert str(handle.log(1)) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_an_array_runs_some_jobs_at_once(slurm: Slurm, tmp_path: Path) -> None:
     """Jobs of an array have folders and results of their own, and one that fails leaves the others alone."""
     platform = on_slurm(folder=tmp_path / "sweep", array_parallelism=2)
@@ -122,6 +125,7 @@ def test_an_array_runs_some_jobs_at_once(slurm: Slurm, tmp_path: Path) -> None:
     assert JobHandle.load(tmp_path / "sweep" / "4").result() == [16]
 
 
+@pytest.mark.slow
 def test_a_job_outlives_who_waits_for_it(tmp_path: Path) -> None:
     """Ctrl-C of who waits leaves the job, says how to reach it, and what is reached can be cancelled."""
     folder = tmp_path / "job"
@@ -154,6 +158,7 @@ def test_a_job_outlives_who_waits_for_it(tmp_path: Path) -> None:
     handle.cancel()  # once more does no harm
 
 
+@pytest.mark.slow
 def test_a_job_outlives_its_submitter(tmp_path: Path) -> None:
     """A job whose submitter is killed runs on, and its folder is enough to get its result."""
     folder = tmp_path / "job"
@@ -184,6 +189,7 @@ def test_a_forgotten_job_is_told_by_its_files(tmp_path: Path) -> None:
     assert JobHandle.load(tmp_path).state == "TIMEOUT"
 
 
+@pytest.mark.slow
 def test_a_silent_slurm_is_waited_for(
     slurm: Slurm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

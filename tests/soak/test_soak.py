@@ -6,6 +6,7 @@ from tests.soak import launches, soaking
 from tests.soak.__main__ import main
 
 
+@pytest.mark.slow
 def test_a_small_soak(capsys: pytest.CaptureFixture[str]) -> None:
     """Random runs killed at random, and checkpoints damaged at random, are all resumed exactly and detected."""
     status = main(["--kills", "4", "--corruptions", "8", "--seed", "3", "--jobs", "1"])

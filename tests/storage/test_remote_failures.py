@@ -94,6 +94,7 @@ def test_a_store_that_goes_on_failing_is_given_up(faulty: Faulty) -> None:
     assert proxy.count("PUT") == 5
 
 
+@pytest.mark.slow
 def test_a_store_that_never_answers_is_given_up(faulty: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
     """A store that takes connections and never answers is an error after a few timeouts, and tells how to set them."""
     monkeypatch.setattr(connection, "S3FS_TRIES", 3)

@@ -77,6 +77,7 @@ def test_an_error_on_another_host(hosts: Hosts, tmp_path: Path) -> None:
     found.check_failed(1, "ValueError: boom in train_batch", "train at batch 5")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "time", "checkpoints"),
     [("train_batch", 10, [4, 8]), pytest.param("state_dict", 4, [4, 8], marks=pytest.mark.slow)],

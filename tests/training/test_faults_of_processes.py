@@ -69,9 +69,8 @@ def test_a_killed_rank(tmp_path: Path, place: str, rank: int) -> None:
     assert resumed.checkpoints() == [16, 20] and len(list((tmp_path / "run" / "checkpoints").iterdir())) == 2
 
 
-@pytest.mark.parametrize(
-    "rank", [pytest.param(CHIEF, id="the chief"), pytest.param(OTHER, id="another", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [CHIEF, OTHER], ids=NAMES)
 def test_a_frozen_rank(tmp_path: Path, rank: int) -> None:
     """A SIGSTOP of one rank for longer than the limit ends the other, which names it and its phase, and then it."""
     fault = ("evaluate_batch", rank, 2, "freeze")
@@ -139,6 +138,7 @@ def test_a_second_ctrl_c_on_one_rank(tmp_path: Path, rank: int) -> None:
     assert found.checkpoints() == [4]
 
 
+@pytest.mark.slow
 def test_a_call_that_one_rank_makes(tmp_path: Path) -> None:
     """A collective that one rank calls alone ends in an error that says what each rank was doing, and where."""
     env = {"TRAINLAB_TIMEOUT": "5", "TRAINLAB_HEARTBEAT_TIMEOUT": "30"}

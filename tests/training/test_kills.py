@@ -45,7 +45,9 @@ def test_the_list_of_points_is_complete() -> None:
     assert {point for points in EACH_POINT.values() for point in points} == named
 
 
-@pytest.mark.parametrize("mode", EACH_POINT)
+@pytest.mark.parametrize(
+    "mode", ["sync", *(pytest.param(mode, marks=pytest.mark.slow) for mode in EACH_POINT if mode != "sync")]
+)
 def test_killed_at_each_point_of_a_write(server: Server, tmp_path: Path, mode: str) -> None:
     """Killed at each instant of a write and of retention in turn, a run ends as one that never was."""
     options = ("--epochs", 5)
@@ -56,7 +58,9 @@ def test_killed_at_each_point_of_a_write(server: Server, tmp_path: Path, mode: s
     run.finish()
 
 
-@pytest.mark.parametrize("mode", EACH_POINT)
+@pytest.mark.parametrize(
+    "mode", ["sync", *(pytest.param(mode, marks=pytest.mark.slow) for mode in EACH_POINT if mode != "sync")]
+)
 @pytest.mark.parametrize("point", ["published", "committed", "retention chosen", "first removed"])
 def test_killed_after_its_last_checkpoint(server: Server, tmp_path: Path, mode: str, point: str) -> None:
     """Killed when its last checkpoint is there and those no longer kept are too, a run still removes them."""

@@ -10,7 +10,7 @@ from typing import Any
 from trainlab.runs.comparing import PACKAGES, packages_of
 from trainlab.runs.contents import RunFiles
 from trainlab.runs.listing import RunInfo
-from trainlab.runs.run_folder import sha256_of
+from trainlab.runs.program_code import CODE, read_checksums, sha256_of
 from trainlab.runs.surroundings import PATCH, describe_devices, list_packages, record_changes
 
 __all__ = ["changes_since"]
@@ -29,7 +29,7 @@ def changes_since(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
     Returns:
         By what differs, how it was and how it is; what was not recorded is left out.
     """
-    found = _of_code(run, files) | _of_program(run)
+    found = _of_git(run, files) | _of_files(run, files)
     versions = run.record.get("versions") or {}
     found["Python"] = (str(versions.get("python", "")), platform.python_version())
     found["platform"] = (str(versions.get("platform", "")), platform.platform())
@@ -42,7 +42,7 @@ def changes_since(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
     return differing | (_of_packages(packages_of(text)) if text else {})
 
 
-def _of_code(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
+def _of_git(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
     git = run.record.get("git")
     code = _folder_of_code(run)
     if not isinstance(git, Mapping) or not code.is_dir():
@@ -62,17 +62,14 @@ def _of_code(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _of_program(run: RunInfo) -> dict[str, tuple[str, str]]:
-    """The file that the run was begun by, which git need not know."""
-    experiment, script = run.record.get("experiment"), run.record.get("script")
-    if isinstance(experiment, Mapping):
-        file, then = str(experiment.get("file")), experiment.get("sha256")
-    else:
-        file, then = os.path.join(str(run.record.get("cwd") or ""), str(script)), run.record.get("script_sha256")
-    if not isinstance(then, str):
-        return {}
-    now = sha256_of(Path(file)) or _NONE
-    return {f"content of {os.path.basename(file)}": (then[:_SHOWN], now[:_SHOWN])}
+def _of_files(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
+    """The files that the run's code was loaded from, which git need not know."""
+    code = _folder_of_code(run)
+    found = {}
+    for file, then in read_checksums(files.read(CODE).decode(errors="replace")).items():
+        now = sha256_of(Path(file)) or _NONE
+        found[f"content of {os.path.relpath(file, code)}"] = (then[:_SHOWN], now[:_SHOWN])
+    return found
 
 
 def _folder_of_code(run: RunInfo) -> Path:

@@ -25,6 +25,7 @@ __all__ = [
     "is_pure_data",
     "joined",
     "loads_by_own_code",
+    "optimizer_loads_by_own_code",
     "own_module",
     "shape_of_data",
 ]
@@ -154,6 +155,20 @@ def loads_by_own_code(module: nn.Module) -> bool:
         or type(one).load_state_dict is not nn.Module.load_state_dict
         or not type(one)._load_from_state_dict.__module__.startswith("torch.")
         for one in module.modules()
+    )
+
+
+def optimizer_loads_by_own_code(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimizer may refuse a state that fits: it has code of its own for it.
+
+    Args:
+        optimizer: any optimizer.
+    """
+    return bool(
+        optimizer._optimizer_load_state_dict_pre_hooks
+        or optimizer._optimizer_load_state_dict_post_hooks
+        or not type(optimizer).load_state_dict.__module__.startswith("torch.")
+        or not type(optimizer).__setstate__.__module__.startswith("torch.")
     )
 
 

@@ -22,12 +22,13 @@ from trainlab.containers.kinds import (
     is_pure_data,
     joined,
     loads_by_own_code,
+    optimizer_loads_by_own_code,
     own_module,
     shape_of_data,
 )
 from trainlab.containers.saving import saved_keys
 from trainlab.errors import CheckpointMismatchError
-from trainlab.optim import check_optimizer_state, load_optimizer_state
+from trainlab.optim import check_optimizer_state, load_optimizer_state, optimizer_state_dict
 from trainlab.recording import Recorder
 
 __all__ = ["load"]
@@ -191,6 +192,9 @@ class _Comparison:
         if not isinstance(saved, Mapping):
             return self._refuse(path, f"{_told(saved)}, where the context has a {type(optimizer).__name__}")
         self._try(path, lambda: check_optimizer_state(optimizer, saved))
+        if optimizer_loads_by_own_code(optimizer):
+            self._objects.append((path, _OptimizerState(optimizer), saved))
+            return lambda: optimizer
 
         def restore() -> torch.optim.Optimizer:
             load_optimizer_state(optimizer, saved)
@@ -216,6 +220,19 @@ class _Comparison:
     def _refuse(self, path: str, what: str) -> _Restore:
         self.faults.append(f"{path or 'the top'} is {what}")
         return lambda: None
+
+
+class _OptimizerState:
+    """An optimizer whose state goes through trainlab, so that every tensor keeps its dtype."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return optimizer_state_dict(self._optimizer)
+
+    def load_state_dict(self, state: Any) -> None:
+        load_optimizer_state(self._optimizer, state)
 
 
 def _put_back(done: list[tuple[str, Stateful, Any]]) -> list[str]:

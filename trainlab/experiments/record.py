@@ -17,7 +17,6 @@ from trainlab.runs.ending import status_of, told_error
 from trainlab.runs.listing import value_at
 from trainlab.runs.masking import Masking
 from trainlab.runs.plain_numbers import plain_number, plain_numbers
-from trainlab.runs.run_folder import sha256_of
 from trainlab.runs.shown_warnings import ShownWarnings
 from trainlab.runs.surroundings import describe_devices, record_surroundings
 from trainlab.runs.yaml_text import mask_command
@@ -114,7 +113,6 @@ class RunRecord:
                 "module": main.__module__,
                 "file": str(file) if file.is_file() else None,
                 "qualname": main.__qualname__,
-                "sha256": sha256_of(file),
                 **_given_anew(self._experiment, values, params),
             },
             params=params,

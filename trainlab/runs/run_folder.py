@@ -1,7 +1,6 @@
 """The folder of one run: where it is, who holds it, and what is written about the run as a whole."""
 
 import copy
-import hashlib
 import json
 import logging
 import os
@@ -30,7 +29,7 @@ from trainlab.runs.run_record import describe_start, ended, read_record, replace
 from trainlab.runs.users_log import UsersLog
 from trainlab.runs.yaml_text import to_yaml
 
-__all__ = ["RunFolder", "sha256_of"]
+__all__ = ["RunFolder"]
 
 logger = logging.getLogger("trainlab.runs")
 
@@ -361,19 +360,10 @@ class RunFolder:
             # Nobody holds the folder, so that start ended without a word.
             starts[-1]["status"] = "crashed"
         start = describe_start()
-        start["script_sha256"] = None if start["script"] is None else sha256_of(Path(start["script"]))
         launch = {} if launch_id is None else {"launch_id": launch_id, "attempt": attempt}
         noted = {key: start[key] for key in ("started", "command", "pid", "host", "git")} | launch
         starts.append(self.masking.data(noted))
         self.write_record(name=self.name, **start, status="running", error=None)
-
-
-def sha256_of(file: Path) -> str | None:
-    """The SHA-256 of a file in hexadecimal digits; None if it cannot be read."""
-    try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError:
-        return None
 
 
 def _json(record: Mapping[str, Any]) -> str:

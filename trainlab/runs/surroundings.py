@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.runs.folder_lock import unusable
+from trainlab.runs.program_code import CODE, checksums, loaded_files
 from trainlab.runs.run_record import git_output, replace_text
 
 __all__ = ["describe_devices", "list_packages", "record_changes", "record_surroundings"]
@@ -30,7 +31,7 @@ _USER_OF_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
 
 def record_surroundings(code: Path, run: Path) -> dict[str, Any] | None:
-    """Write what a run is made with into its folder: ``packages.txt``, and ``changes.patch``.
+    """Write what a run is made with into its folder: ``packages.txt``, ``code.sha256`` and ``changes.patch``.
 
     Args:
         code: a folder of the program's git tree.
@@ -43,6 +44,7 @@ def record_surroundings(code: Path, run: Path) -> dict[str, Any] | None:
         RunFolderError: a file cannot be written.
     """
     replace_text(run / "packages.txt", list_packages())
+    replace_text(run / CODE, checksums(loaded_files()))
     return record_changes(code, run)
 
 
