@@ -113,7 +113,8 @@ def test_the_help_explains_every_option() -> None:
     assert all(f"--{name.replace('_', '-')} --" not in text for name in Platform.model_fields)
 
 
-@pytest.mark.parametrize("form", ["script", pytest.param("module", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["script", "module"])
 def test_a_script_runs_as_the_program(form: str, tmp_path: Path) -> None:
     """A script and a module run as with `python`: as `__main__`, with their arguments and their exit status."""
     (tmp_path / "program.py").write_text(SCRIPT)

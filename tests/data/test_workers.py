@@ -115,7 +115,7 @@ def name_prefix(worker_id: int) -> None:
     info.dataset.prefix = f"worker {worker_id}"  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_workers_see_what_torchs_see(method: str) -> None:
     """``get_worker_info`` knows the user's data set, and ``worker_init_fn`` can change it, however workers start."""
     loader = DataLoader(
@@ -267,7 +267,7 @@ def start(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere torch's workers look for their parent every few seconds")
-@pytest.mark.parametrize("method", ["fork", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("forkserver", marks=pytest.mark.slow)])
 def test_workers_end_with_a_killed_parent(tmp_path: Path, method: str) -> None:
     """After a kill -9 of the training process no worker lives on, not even one that is busy for an hour."""
     process, workers = start(tmp_path, 3600, "ours", method)
@@ -278,7 +278,9 @@ def test_workers_end_with_a_killed_parent(tmp_path: Path, method: str) -> None:
     assert not alive
 
 
-@pytest.mark.parametrize(("kind", "method"), [("ours", "spawn"), ("torch's", "fork")])
+@pytest.mark.parametrize(
+    ("kind", "method"), [pytest.param("ours", "spawn", marks=pytest.mark.slow), ("torch's", "fork")]
+)
 def test_workers_survive_signals_to_the_group(tmp_path: Path, kind: str, method: str) -> None:
     """Signals that ask the run to stop, sent to the whole process group, leave the workers at their work."""
     process, workers = start(tmp_path, 0, kind, method)

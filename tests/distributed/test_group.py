@@ -186,6 +186,7 @@ def run_program(body: str, size: int = 2) -> tuple[list[int], list[str]]:
         return ranks.wait(), [rank.output() for rank in ranks]
 
 
+@pytest.mark.slow
 def test_a_program_that_closes_nothing_ends_in_silence() -> None:
     """A script of init_distributed() and no close() ends by itself, without a word, and is no failure to the others."""
     body = (
@@ -199,6 +200,7 @@ def test_a_program_that_closes_nothing_ends_in_silence() -> None:
     assert outputs == ["all True\nNone\n", "all False\nNone\n"]
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_with_exchanges_under_way_ends() -> None:
     """An error on one rank, outside of any block, ends both interpreters, and both tell the first cause."""
     body = (

@@ -35,6 +35,7 @@ def test_a_failure_tells_what_every_rank_printed() -> None:
         run_ranks(fails_on_one, 2)
 
 
+@pytest.mark.slow
 def test_a_hang_is_ended_and_tells_where() -> None:
     """A rank that hangs is ended when the time is up, and the failure names the line it hung at."""
     with pytest.raises(AssertionError, match=r'(?s)test_ranks.py", line \d+ in waits'):

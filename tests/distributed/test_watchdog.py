@@ -116,6 +116,7 @@ def test_a_killed_rank_ends_those_that_compute(victim: int) -> None:
         assert f"trainlab: Rank {victim} of 3 died in checkpoint: its process (id " in found.outputs[rank]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1], ids=["the chief", "another"])
 def test_a_frozen_rank_is_named(victim: int) -> None:
     """A rank stopped for longer than the limit ends the others, which name it and its phase, and then itself."""
@@ -147,6 +148,7 @@ def test_a_call_that_others_do_not_make_is_told() -> None:
     assert re.search(r"rank 1: in validate for \d+ s($|;)", message)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1], ids=["the chief", "another"])
 def test_an_early_end_is_no_failure(victim: int) -> None:
     """A rank that has closed its watchdog may end, and the others go on, even without the chief and its store."""
@@ -162,12 +164,14 @@ def test_an_early_end_that_others_wait_for_is_named() -> None:
         assert "PeerFailedError: Rank 1 of 3 ended in train at batch 2: it had nothing more to do" in found.error(rank)
 
 
+@pytest.mark.slow
 def test_a_main_thread_that_stands_still_is_no_failure() -> None:
     """A rank under a debugger holds the others up, and nobody ends it."""
     found = outcome(watched.main_thread_stands_still)
     assert (found.statuses, found.failures()) == ([0, 0, 0], [[], [], []])
 
 
+@pytest.mark.slow
 def test_closing_does_not_wait_for_a_stopped_chief() -> None:
     """A rank can end while the chief stands still, and leaves no thread and no connection behind."""
     with start_ranks(watched.closes_while_the_chief_is_stopped, 2) as ranks:

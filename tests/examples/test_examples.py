@@ -130,6 +130,7 @@ def test_digits_learns(tmp_path: Path) -> None:
     assert accuracy > 95, said
 
 
+@pytest.mark.slow
 def test_own_loop_is_killed_and_goes_on(tmp_path: Path) -> None:
     """A loop of one's own that was killed goes on from its newest checkpoint, and ends with the same bytes."""
     run(OWN_LOOP, "--quick", "--run-dir", "whole", folder=tmp_path)

@@ -33,6 +33,7 @@ def run(function: object, *args: object, executor: str = "local", **options: obj
     return launch(function, *args, platform=Platform(device="slurm", executor=executor, **options))
 
 
+@pytest.mark.slow
 def test_the_local_executor_runs_ranks_as_processes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two ranks of a local job find each other, after the set-up, though the submitter is rank 7 of something else."""
     monkeypatch.setenv("RANK", "7")
@@ -82,6 +83,7 @@ def test_errors_of_local_jobs_are_told(tmp_path: Path) -> None:
         unsendable.result(PATIENCE)
 
 
+@pytest.mark.slow
 def test_a_local_array_has_a_folder_for_each_job(tmp_path: Path) -> None:
     """A sweep that is tried out on this machine gives handles in order, and a line on the terminal as it goes."""
     platform = Platform(device="slurm", executor="local", folder=tmp_path / "sweep")
@@ -180,6 +182,7 @@ def test_used_up_requeues_are_told_with_the_checkpoint(tmp_path: Path) -> None:
     assert "Uncompleted" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_function_of_a_script_is_sent_as_it_is(tmp_path: Path) -> None:
     """A script without a guard submits its own decorated function, which runs as it was though the script changes."""
     script = tmp_path / "script.py"

@@ -53,6 +53,7 @@ def test_an_error_of_the_one_process_comes_out_as_it_is() -> None:
     assert caught.value is error
 
 
+@pytest.mark.slow
 def test_the_environment_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """After a launch that ended well, or whose results cannot be sent, the caller's environment is unchanged."""
     monkeypatch.setenv("TRAINLAB_TIMEOUT", "77")
@@ -171,6 +172,7 @@ def test_every_bad_end_is_told(kind: str, exitcode: int, told: str) -> None:
     assert (caught.value.rank, caught.value.exitcode) == (0, exitcode)
 
 
+@pytest.mark.slow
 def test_what_ranks_say_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The chief's output is on the console, and that of each rank in its log in log_dir."""
     launch(programs.say, "words", platform=Platform(device="cpu", processes=2, log_dir=tmp_path / "logs"))
@@ -222,12 +224,14 @@ def test_each_result_is_that_of_its_rank() -> None:
     assert launch(programs.leave_early, "exit", platform=PAIR) == [None, "of rank 1"]
 
 
+@pytest.mark.slow
 def test_a_rank_that_ends_without_a_result_is_told() -> None:
     """Where a rank's process ends with status 0 before its function has returned, no results are made up."""
     with pytest.raises(RankFailedError, match="Rank 0 of 2 ended with status 0 before its function had returned"):
         launch(programs.leave_early, "_exit", platform=PAIR)
 
 
+@pytest.mark.slow
 def test_a_result_may_need_cloudpickle() -> None:
     """What only cloudpickle can send, such as a function made on the rank, comes back all the same."""
     assert all(callable(found) for found in launch(programs.unsendable, "lambda", platform=PAIR))
@@ -240,6 +244,7 @@ def test_a_log_dir_that_cannot_be_made_is_told_before_anything_starts(tmp_path: 
         launch(programs.place, platform=Platform(device="cpu", processes=2, log_dir=tmp_path / "file" / "logs"))
 
 
+@pytest.mark.slow
 def test_results_outlive_logs_that_cannot_be_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """What the ranks returned is not lost because there is no place for what they said."""
     (tmp_path / "runs").write_text("")

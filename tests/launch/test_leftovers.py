@@ -92,6 +92,7 @@ def test_an_interrupted_launch_leaves_no_processes(number: signal.Signals, statu
             assert left["temporary files"] == []
 
 
+@pytest.mark.slow
 def test_a_launcher_that_cannot_be_seen_keeps_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A launcher in another container with the same temporary folder is not taken for dead; a dead one's is removed."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))

@@ -54,6 +54,7 @@ def check(folder: Path, found: list[Any], whole: tuple[Path, list[Any]], restart
     check_recorded(run_dir, whole[0])
 
 
+@pytest.mark.slow
 def test_a_killed_rank_comes_back(tmp_path: Path, whole: Any, caplog: pytest.LogCaptureFixture) -> None:
     """A rank killed in a batch: all go on from the newest checkpoint in the same folder, and end as if nothing was."""
     found = train(tmp_path, {0: ("one", 1, f"train:{random.randint(5, 16)}")})

@@ -60,6 +60,7 @@ def test_a_prompt_without_cloudpickle_is_told_what_to_do(tmp_path: Path) -> None
     assert "pip install 'trainlab[notebook]'" in said
 
 
+@pytest.mark.slow
 def test_a_script_without_a_guard_is_told_what_to_do(tmp_path: Path) -> None:
     """A script that launches whenever it is imported is told of the guard, in place of processes without end."""
     (tmp_path / "unguarded.py").write_text(FUNCTION + CALL)

@@ -15,6 +15,7 @@ def test_a_small_soak(capsys: pytest.CaptureFixture[str]) -> None:
     assert " 0 lost; 8 corruptions, 0 undetected; " in told.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_fails_the_soak(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A corruption that nobody notices is counted, makes the exit status 1, and comes with the line that repeats it."""
     monkeypatch.setattr(soaking, "corrupt", lambda folder, random_: "nothing was done")

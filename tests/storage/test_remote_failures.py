@@ -39,7 +39,7 @@ def test_what_may_pass_is_tried_again(faulty: Faulty, how: str, times: int, capl
     assert all(f"Could not write {url}/step-1/weights (attempt {n} of 5)" in text for n, text in enumerate(warned, 1))
 
 
-@pytest.mark.parametrize("how", ["busy", "internal"])
+@pytest.mark.parametrize("how", ["busy", pytest.param("internal", marks=pytest.mark.slow)])
 def test_every_way_of_asking_is_tried_again(faulty: Faulty, how: str) -> None:
     """Listing, reading, publishing and removing get over a passing failure as writing does."""
     url, options, proxy = faulty

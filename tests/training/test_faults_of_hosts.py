@@ -80,9 +80,9 @@ def test_an_error_on_another_host(hosts: Hosts, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("place", "time", "checkpoints"),
-    [("train_batch", 10, [4, 8]), pytest.param("state_dict", 4, [4, 8], marks=pytest.mark.slow)],
+    [("train_batch", 10, [4, 8]), ("state_dict", 4, [4, 8])],
 )
-@pytest.mark.parametrize("rank", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_link_that_is_cut(
     hosts: Hosts, tmp_path: Path, rank: int, place: str, time: int, checkpoints: list[int]
 ) -> None:

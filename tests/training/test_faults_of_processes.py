@@ -14,7 +14,6 @@ from tests.training.outcomes import LIMIT, PATIENT, Outcome, outcome
 
 CHIEF, OTHER = 0, 1
 NAMES = ["the chief", "another"]
-ONE_IS_SLOW = [pytest.param(CHIEF, id="the chief", marks=pytest.mark.slow), pytest.param(OTHER, id="another")]
 
 # Where a rank is lost, the phase that it was last seen in, and the checkpoints that are whole then.
 LOST = {
@@ -158,7 +157,8 @@ def test_a_rank_that_exits(tmp_path: Path, rank: int) -> None:
     assert f"Rank {rank} of 2 failed in train at batch 4: SystemExit: 3" in found.log()
 
 
-@pytest.mark.parametrize("rank", ONE_IS_SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [CHIEF, OTHER], ids=NAMES)
 def test_a_rank_that_exits_as_if_all_were_well(tmp_path: Path, rank: int) -> None:
     """sys.exit() on one rank does not leave the others waiting: they end with an error that names it."""
     found = outcome(tmp_path / "run", ("train_batch", rank, 6, "exit well"))

@@ -277,6 +277,7 @@ def test_a_second_process_is_told_who_holds_the_run(server: Server, tmp_path: Pa
         assert context.latest_checkpoint is not None and context.latest_checkpoint.name == "batch-0000005"
 
 
+@pytest.mark.slow
 def test_a_run_can_be_stopped_again_and_again(server: Server, tmp_path: Path) -> None:
     """Stopped at each batch in turn, a run still gets to its end, each step recorded once."""
     run_dir = tmp_path / "run"

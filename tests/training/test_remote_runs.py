@@ -121,6 +121,7 @@ def test_weights_are_read_by_url(open_run: Any, place: tuple[str, dict[str, Any]
         assert checkpoint.progress["batches_trained"] == 5
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_a_store_starts_a_new_local_run(open_run: Any, place: tuple[str, dict[str, Any]]) -> None:
     """A local run goes on from a checkpoint that is given by URL; a run with checkpoints of its own refuses it."""
     url, options = place

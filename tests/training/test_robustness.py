@@ -355,13 +355,14 @@ with trainlab.init(device="cpu", progress=sys.argv[1] == "shown", hparams={"text
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("program", "shown"),
     [
         pytest.param(["my run.py"], "shown", id="file-shown"),
-        pytest.param(["my run.py"], "hidden", id="file-hidden", marks=pytest.mark.slow),
-        pytest.param(["-m", "package.module"], "shown", id="module-shown", marks=pytest.mark.slow),
-        pytest.param(["-m", "package.module"], "hidden", id="module-hidden", marks=pytest.mark.slow),
+        pytest.param(["my run.py"], "hidden", id="file-hidden"),
+        pytest.param(["-m", "package.module"], "shown", id="module-shown"),
+        pytest.param(["-m", "package.module"], "hidden", id="module-hidden"),
     ],
 )
 def test_the_line_that_is_told_resumes(tmp_path: Path, program: list[str], shown: str) -> None:
