@@ -3,7 +3,8 @@
 import enum
 import math
 import random
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict, deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DataParallel
+from torch.optim import lr_scheduler as schedulers
 from torch.optim.swa_utils import AveragedModel
 
 import trainlab
@@ -26,6 +28,12 @@ from trainlab.errors import CheckpointError, CheckpointMismatchError, InvalidSta
 class Phase(enum.Enum):
     WARM = 1
     HOT = 2
+
+
+@register_class
+@dataclass
+class Weights:
+    w: torch.Tensor
 
 
 class Cold(enum.Enum):
@@ -259,7 +267,9 @@ def test_an_unknown_name_is_an_error() -> None:
         (nn.Linear(1, 1), 3),
         (Counter(), 3),
         (3, OrderedDict(count=1)),
-        (None, {"a": 1}),
+        (None, {"a": OrderedDict(count=1)}),
+        (None, (OrderedDict(count=1), 3)),
+        ({}, OrderedDict(weight=torch.ones(1))),
         (nn.Parameter(torch.ones(2)), torch.ones(3)),
         ({"a": 1}, [1]),
         ([1], {"a": 1}),
@@ -290,6 +300,11 @@ def test_a_state_of_another_kind_is_an_error(value: Any, saved: Any) -> None:
         (np.zeros(2), np.zeros((2, 1))),
         (np.zeros(2), torch.zeros(2)),
         (2, np.zeros(2)),
+        ((1, 2), "text"),
+        ({1}, 5),
+        (range(3), 4),
+        (Phase.HOT, "HOT"),
+        (torch.float32, 3),
     ],
     ids=lambda value: f"{type(value).__name__}-{getattr(value, 'shape', '')}",
 )
@@ -303,7 +318,10 @@ def test_data_of_another_kind_or_shape_is_an_error_with_its_path(value: Any, sav
 
 @pytest.mark.parametrize(
     ("value", "saved"),
-    [(None, 1), (1, None), (None, "text"), (None, torch.ones(2)), (torch.ones(2), None), (1, 2.5), (2.5, 1)],
+    [
+        *[(None, 1), (1, None), (None, "text"), (None, torch.ones(2)), (torch.ones(2), None), (1, 2.5), (2.5, 1)],
+        *[(None, (1, 2)), ((1, 2), None), ((1, 2), torch.Size([3])), ({1}, frozenset([2])), (Phase.WARM, Phase.HOT)],
+    ],
     ids=lambda value: type(value).__name__,
 )
 def test_a_value_that_was_not_set_yet_takes_any_and_numbers_take_each_other(value: Any, saved: Any) -> None:
@@ -322,6 +340,25 @@ def test_lists_and_dicts_of_data_become_what_was_saved() -> None:
     assert ctx.losses == [] and dict(ctx.by_name) == {"a": 3, "b": []}
     with pytest.raises(CheckpointMismatchError, match="missing: by_name/a"):
         ctx.load_state_dict({"losses": [], "by_name": {"b": 2}})
+
+
+def test_a_value_that_became_a_dict_or_list_is_one_again() -> None:
+    """`best = None` at the start does not keep a crashed run from going on once it was a dict or a list; and back."""
+    ctx = ContextObject(best=None, last=None)
+    ctx.best, ctx.last = {"acc": [0.5]}, [1]
+    other = ContextObject(best=None, last=None)
+    other.load_state_dict(ctx.state_dict())
+    assert isinstance(other.best, ContextDict) and same(other.state_dict(), {"best": {"acc": [0.5]}, "last": [1]})
+    other.load_state_dict({"best": None, "last": None})
+    assert other.best is None and other.last is None
+
+
+def test_a_name_that_is_missing_deep_in_a_dict_of_data_is_an_error() -> None:
+    """A setting that the program has, and the state does not, is not dropped silently, however deep it is."""
+    ctx = ContextObject(settings={"a": {"old": 1, "new": 5}})
+    with pytest.raises(CheckpointMismatchError, match="missing: settings/a/new"):
+        ctx.load_state_dict({"settings": {"a": {"old": 2}}})
+    assert ctx.settings["a"]["old"] == 1
 
 
 def test_an_object_that_refuses_its_state_leaves_all_others_as_they_were() -> None:
@@ -385,6 +422,123 @@ def test_an_optimizer_that_refuses_its_state_leaves_everything_as_it_was() -> No
     assert same(ctx.state_dict(), other.state_dict())
 
 
+class HalfExtra(nn.Linear):
+    """A module that gives an extra state and takes none."""
+
+    def get_extra_state(self) -> int:
+        return 1
+
+
+class Unready(Fussy):
+    """Gives no state until it is ready."""
+
+    def state_dict(self) -> dict[str, int]:
+        raise RuntimeError("not ready")
+
+
+@pytest.mark.parametrize(
+    ("last", "told"),
+    [
+        (HalfExtra(1, 1), "z refuses its state: RuntimeError"),
+        (Unready(), "z does not give the state that it has now.*not ready"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_cannot_be_put_back_leaves_all_others_as_they_were(last: Any, told: str) -> None:
+    """An object that gives no state, or a module that takes none, is one error before anything else is loaded."""
+    ctx = ContextObject(a=Fussy(1), model=nn.Linear(1, 1), epoch=0, z=last)
+    before = _copied(ContextObject(a=ctx.a, model=ctx.model, epoch=0).state_dict())
+    state = ContextObject(a=Fussy(5), model=nn.Linear(1, 1), epoch=3).state_dict()
+    state["z"] = OrderedDict(value=1) if isinstance(last, Unready) else last.state_dict()
+    with pytest.raises(CheckpointMismatchError, match=told):
+        ctx.load_state_dict(state)
+    assert same(ContextObject(a=ctx.a, model=ctx.model, epoch=ctx.epoch).state_dict(), before)
+
+
+@pytest.mark.parametrize("saved", [torch.eye(2).to_sparse(), torch.ones(2, 2, device="meta")], ids=["sparse", "meta"])
+def test_a_tensor_that_a_module_cannot_take_is_an_error_with_its_path(saved: torch.Tensor) -> None:
+    """A sparse or empty tensor in a module's state is told, and nothing was changed."""
+    ctx = ContextObject(first=nn.Linear(1, 1), model=nn.Linear(2, 2))
+    before = _copied(ctx.state_dict())
+    state = ContextObject(first=nn.Linear(1, 1), model=nn.Linear(2, 2)).state_dict()
+    state["model"]["weight"] = saved
+    with pytest.raises(CheckpointMismatchError, match=r"model/weight is a tensor (of layout torch.sparse|on the meta)"):
+        ctx.load_state_dict(state)
+    assert same(ctx.state_dict(), before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: nn.Linear(2, 2), lambda: torch.ones(2), lambda: [torch.ones(2)]],
+    ids=["module", "tensor", "list"],
+)
+def test_what_is_on_the_meta_device_is_an_error(make: Any) -> None:
+    """Weights are not lost because what they are loaded into has no memory: whoever forgot to_empty is told."""
+    state = ContextObject(part=make()).state_dict()
+    with torch.device("meta"):
+        ctx = ContextObject(part=make())
+    with pytest.raises(CheckpointMismatchError, match=r"part.* on the meta device here.*to_empty"):
+        ctx.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "carry",
+    [
+        lambda w: (w, 1),
+        lambda w: {"a": ({"b": [w]},)},
+        lambda w: OrderedDict(a=w),
+        lambda w: OrderedDict(a={"b": (w,)}),
+        lambda w: [(Counter(), (w,))],
+    ],
+    ids=["tuple", "deep", "OrderedDict", "deep OrderedDict", "tuple of a list"],
+)
+@pytest.mark.parametrize("kind", [nn.Parameter, torch.Tensor.requires_grad_])
+def test_a_trained_tensor_stays_the_one_that_an_optimizer_has(carry: Any, kind: Any, tmp_path: Path) -> None:
+    """Parameters in tuples and dicts are filled in place, so that a resumed loop goes on with what was saved."""
+    saved, w = kind(torch.ones(2)), kind(torch.zeros(2))
+    place = trainlab.save_checkpoint(ContextObject(held=carry(saved)), tmp_path / "saved")
+    ctx = ContextObject(held=carry(w), optimizer=torch.optim.SGD([w], lr=1.0))
+    ctx.leave_out("optimizer")
+    ctx.load_state_dict(trainlab.load_checkpoint(place))
+    w.sum().backward()
+    ctx.optimizer.step()
+    assert w.tolist() == [0.0, 0.0]
+    assert any(part is w for part in _leaves(ctx.held))
+
+
+def _leaves(value: Any) -> list[Any]:
+    if isinstance(value, ContextDict):
+        value = list(value.values())
+    if isinstance(value, ContextList | list | tuple):
+        return [leaf for part in value for leaf in _leaves(part)]
+    return [value]
+
+
+@pytest.mark.parametrize(
+    "carry",
+    [lambda w: deque([[w]]), lambda w: defaultdict(list, a=[w]), Weights],
+    ids=["deque", "defaultdict", "dataclass"],
+)
+def test_a_trained_tensor_that_a_load_would_replace_is_an_error(carry: Any) -> None:
+    """An optimizer does not go on with another tensor than the context's without a word, after a save or a load."""
+    w = torch.ones(1, requires_grad=True)
+    ctx = ContextObject(held=carry(w))
+    with pytest.raises(InvalidTypeError, match=r"held.*Put it into a dict, list or tuple"):
+        ctx.state_dict()
+    with pytest.raises(CheckpointMismatchError, match=r"held.* needs a gradient"):
+        ctx.load_state_dict({"held": carry(torch.zeros(1))})
+    ContextObject(held=carry(w.detach() * 1)).state_dict()
+
+
+def test_modules_in_lists_and_dicts_in_tuples_are_gone_into() -> None:
+    """What the message of a refused data set allows is so: modules in dicts, lists and tuples, in any order."""
+    ctx, other = (ContextObject(t=([nn.Linear(1, 1)], {"a": (nn.Linear(1, 2), 3)}, [1])) for _ in range(2))
+    assert isinstance(ctx.t[0], ContextList) and isinstance(ctx.t[1], ContextDict)
+    other.load_state_dict(ctx.state_dict())
+    assert torch.equal(other.t[0][0].weight, ctx.t[0][0].weight) and other.t[1]["a"][1] == 3
+    assert torch.equal(other.t[1]["a"][0].weight, ctx.t[1]["a"][0].weight)
+
+
 def test_an_ordered_dict_of_modules_is_a_dict_of_the_context() -> None:
     """Modules by name in an OrderedDict are saved and restored, not refused as data."""
     ctx, other = (ContextObject(heads=OrderedDict(a=nn.Linear(1, 1))) for _ in range(2))
@@ -422,7 +576,7 @@ def test_an_enum_that_a_resume_could_not_restore_is_an_error_with_its_path() -> 
 
 def test_functions_and_classes_have_no_state() -> None:
     """Loss functions, lambdas and classes may be in a context, which stays saved and loaded as before."""
-    parts = {"loss": nn.functional.cross_entropy, "kind": nn.Linear, "module": random, "make": lambda: 1}
+    parts = {"loss": nn.functional.cross_entropy, "kind": nn.Linear, "module": math, "make": lambda: 1}
     ctx = ContextObject(**parts, steps=[len, 4], pair=(len, 2), count=1)
     state = ctx.state_dict()
     assert set(state) == {"steps", "pair", "count"}
@@ -441,6 +595,80 @@ def test_random_generators_are_saved() -> None:
     assert (torch.rand(2, generator=other.a).tolist(), other.b.random(), other.c.random()) == drawn
 
 
+def test_the_generators_of_modules_are_saved() -> None:
+    """`ctx.rng = random`, `np.random` or `torch.random` is the generator that the module's functions draw from."""
+    ctx = ContextObject(a=random, b=np.random, c=torch.random, d=np.random.RandomState(3))
+    state = _copied(ctx.state_dict())
+
+    def draw() -> list[Any]:
+        return [random.random(), np.random.rand(), torch.rand(1).item(), ctx.d.rand()]
+
+    drawn = draw()
+    ctx.load_state_dict(state)
+    assert draw() == drawn
+
+
+SCHEDULERS: dict[str, Any] = {
+    "step": lambda o: schedulers.StepLR(o, 3),
+    "exponential": lambda o: schedulers.ExponentialLR(o, 0.5),
+    "lambda": lambda o: schedulers.LambdaLR(o, lambda epoch: 0.9**epoch),
+    "multiplicative": lambda o: schedulers.MultiplicativeLR(o, lambda epoch: 0.9),
+    "plateau": lambda o: schedulers.ReduceLROnPlateau(o, patience=1),
+    "sequence": lambda o: schedulers.SequentialLR(o, [schedulers.LinearLR(o), schedulers.StepLR(o, 3)], [2]),
+    "other sequence": lambda o: schedulers.SequentialLR(o, [schedulers.LinearLR(o), schedulers.LinearLR(o)], [2]),
+    "chain": lambda o: schedulers.ChainedScheduler([schedulers.StepLR(o, 3)], o),
+    "scaler": lambda o: torch.amp.GradScaler("cpu"),
+}
+
+
+def scheduled(kind: str) -> ContextObject:
+    ctx = ContextObject(optimizer=torch.optim.SGD([torch.ones(1, requires_grad=True)], lr=0.1))
+    ctx.scheduler = SCHEDULERS[kind](ctx.optimizer)
+    return ctx
+
+
+@pytest.mark.parametrize(
+    ("kind", "other"),
+    [
+        *[("step", "exponential"), ("lambda", "multiplicative"), ("sequence", "other sequence"), ("chain", "step")],
+        *[("step", "chain"), ("plateau", "step"), ("step", "scaler"), ("scaler", "step")],
+    ],
+)
+def test_the_state_of_another_scheduler_is_an_error(kind: str, other: str) -> None:
+    """A resumed run does not go on with the learning rates of another schedule without a word."""
+    with pytest.raises(CheckpointMismatchError, match="scheduler (is|refuses)"):
+        scheduled(kind).load_state_dict(scheduled(other).state_dict())
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SCHEDULERS if kind != "scaler"])
+def test_a_scheduler_takes_the_state_of_another_version_of_torch(kind: str) -> None:
+    """What versions of torch add to a state, or leave out of it, keeps no run from going on; how far it was does."""
+    ctx = scheduled(kind)
+    for _ in range(4):
+        ctx.optimizer.step()
+        ctx.scheduler.step(*[1.0] if kind == "plateau" else [])
+    state = _copied(ctx.state_dict())
+    state["scheduler"].update(verbose=False, added=1)
+    for key in ("_is_initial", "_get_lr_called_within_step", "step_size"):
+        state["scheduler"].pop(key, None)
+    other = scheduled(kind)
+    other.load_state_dict(state)
+    assert other.scheduler.get_last_lr() == ctx.scheduler.get_last_lr()
+    for key in {"last_epoch", "_schedulers", "best"} & state["scheduler"].keys():
+        damaged = {**state, "scheduler": OrderedDict(state["scheduler"])}
+        del damaged["scheduler"][key]
+        with pytest.raises(CheckpointMismatchError, match=f"missing: scheduler/{key}"):
+            other.load_state_dict(damaged)
+
+
+def test_a_scaler_that_is_off_takes_no_state_of_one_that_was_on() -> None:
+    """A run in half precision does not go on without its scale unnoticed."""
+    on, off = (ContextObject(scaler=torch.amp.GradScaler("cpu", enabled=enabled)) for enabled in (True, False))
+    with pytest.raises(CheckpointMismatchError, match="scaler is the state of an enabled scaler"):
+        off.load_state_dict(on.state_dict())
+    off.load_state_dict(off.state_dict())
+
+
 def test_wrapped_modules_have_the_users_own_keys() -> None:
     """`torch.compile` and parallel wrappers leave no prefix in a state, which loads with and without them."""
     ctx = ContextObject(a=torch.compile(nn.Linear(1, 2), backend="eager"), b=DataParallel(nn.Linear(1, 2)))
@@ -456,7 +684,10 @@ def test_an_optimizer_in_half_precision_comes_back_to_the_bit() -> None:
     layer = nn.Linear(2, 2).bfloat16()
     ctx = ContextObject(optimizer=torch.optim.Adam(layer.parameters()))
     for parameter in layer.parameters():
-        ctx.optimizer.state[parameter] = {"step": torch.tensor(3.0), "exp_avg": torch.rand(parameter.shape)}
+        ctx.optimizer.state[parameter] = {
+            **{"step": torch.tensor(3.0), "exp_avg": torch.rand(parameter.shape)},
+            "exp_avg_sq": torch.rand(parameter.shape),
+        }
     other = ContextObject(optimizer=torch.optim.Adam(nn.Linear(2, 2).bfloat16().parameters()))
     other.load_state_dict(ctx.state_dict())
     assert same(other.state_dict(), ctx.state_dict())
@@ -496,9 +727,34 @@ def test_dicts_and_lists_in_a_context_work_like_those_of_python() -> None:
     assert "ContextList([1])" in repr(ctx)
 
 
+def test_what_setdefault_gives_is_in_the_context() -> None:
+    """`ctx.losses.setdefault("train", []).append(loss)` is recorded, saved and restored."""
+    ctx = ContextObject(losses={})
+    for loss in (1.0, 0.5):
+        ctx.losses.setdefault("train", []).append(loss)
+    assert ctx.state_dict() == {"losses": {"train": [1.0, 0.5]}}
+    assert ctx.losses.setdefault("none") is None and "none" in ctx.losses
+
+
+def test_a_list_in_a_context_can_be_sorted() -> None:
+    """The best k of a run are kept in order in the context itself."""
+    ctx = ContextObject(best=[(0.5, "b"), (0.1, "a"), (0.7, "c")])
+    ctx.best.sort(key=lambda pair: pair[0], reverse=True)
+    assert [name for _, name in ctx.best] == ["c", "b", "a"]
+
+
 def test_a_context_that_contains_itself_is_an_error() -> None:
-    """A circle ends in a sentence and not in a RecursionError."""
-    ctx = ContextObject()
-    ctx.itself = ctx
+    """A circle ends in a sentence and not in a RecursionError, whatever is done with it."""
+    ctx, named = ContextObject(), ContextDict()
+    ctx.itself, named["itself"] = ctx, named
     with pytest.raises(InvalidStateError, match="contains itself"):
         ctx.state_dict()
+    endless: dict[str, Any] = {}
+    endless["itself"] = endless
+    with pytest.raises(InvalidStateError, match="contains itself"):
+        named.load_state_dict(endless)
+    circle: list[Any] = []
+    circle.append(circle)
+    with pytest.raises(InvalidStateError, match="contains itself"):
+        ContextObject(circle=circle)
+    assert repr(ctx) == "ContextObject(itself=...)" and repr(named) == "ContextDict({'itself': ...})"

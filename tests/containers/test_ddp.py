@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 from torch.optim.swa_utils import AveragedModel
 
 from tests.distributed.ranks import run_ranks
@@ -182,6 +183,129 @@ def test_weights_cannot_grow_apart_silently() -> None:
         assert "Call the model itself" in told["a part called"]
         assert "parameters that the ranks do not share" in told["not shared"]
         assert "ddp(DDPOptions(find_unused_parameters=True))" in told["unused"] and "norm.weight" in told["unused"]
+
+
+class Wrapper:
+    """An object of a user's own that has an optimizer."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+def kept_anywhere() -> dict[str, str]:
+    """Only parts of a model are called, and an optimizer of it is kept wherever a loop may keep it."""
+    init_distributed()
+    told = {}
+    for place in ("nested", "assigned", "wrapped", "never", "closure"):
+        ctx = make(0)
+        for parameter in ctx.model.norm.parameters():
+            parameter.requires_grad_(False)
+        optimizer = torch.optim.SGD([p for p in ctx.model.parameters() if p.requires_grad], lr=0.1)
+        del ctx.optimizer
+        ctx.nested = {"list": []}
+        if place == "wrapped":
+            ctx.wrapper = Wrapper(optimizer)
+        ctx.ddp()
+        if place == "nested":
+            ctx.nested["list"].append(optimizer)
+        if place == "assigned":
+            ctx.assigned = {"a": optimizer}
+
+        def closure(ctx: ContextObject = ctx) -> torch.Tensor:
+            loss: torch.Tensor = ctx.model.features(DATA).sum()
+            loss.backward()
+            return loss
+
+        if place == "closure":
+            told[place] = _error(lambda step=optimizer.step, closure=closure: step(closure))
+        else:
+            closure()
+            told[place] = _error(optimizer.step)
+    ctx = make(0)
+    ctx.ddp()
+    ctx.alone = nn.Linear(1, 1)
+    ctx.optimizers = [torch.optim.SGD(ctx.alone.parameters(), lr=0.1)]
+    ctx.alone(torch.ones(1, 1)).sum().backward()
+    told["registered later"] = _error(ctx.optimizers[0].step)
+    stranger = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=0.1)
+    told["a stranger's"] = _error(stranger.step)
+    return told
+
+
+def test_no_optimizer_of_a_shared_model_escapes() -> None:
+    """Wherever an optimizer is kept, gradients of one rank alone are an error at its step; a stranger's are not."""
+    for told in run_ranks(kept_anywhere, 2):
+        assert told.pop("a stranger's") == "nothing"
+        assert "parameters that the ranks do not share" in told.pop("registered later")
+        assert len(told) == 5 and all("Call the model itself" in one for one in told.values()), told
+
+
+def frozen_until_later() -> str:
+    """A frozen module that nobody trains when `ddp` is called, and that is trained later."""
+    init_distributed()
+    ctx = make(0)
+    ctx.late = nn.Linear(1, 3).requires_grad_(False)
+    ctx.optimizer = torch.optim.SGD([*ctx.model.parameters(), *ctx.late.parameters()], lr=0.1)
+    ctx.ddp(DDPOptions(find_unused_parameters=True))
+    for is_trained in (False, True):
+        ctx.late.requires_grad_(is_trained)
+        ctx.model(ctx.late(torch.ones(16, 1))).mean().backward()
+        told = _error(ctx.optimizer.step)
+        assert is_trained or told == "nothing"
+    return told
+
+
+def test_a_module_that_is_trained_later_does_not_grow_apart() -> None:
+    """What was frozen as a whole when `ddp` was called, and is trained since, is an error at the step."""
+    assert all("parameters that the ranks do not share" in told for told in run_ranks(frozen_until_later, 2))
+
+
+def shared_in_several_ways() -> list[torch.Tensor]:
+    """A module that the user gave to DDP, one of an inner container's, one that is compiled; one optimizer for all."""
+    rank = init_distributed().rank
+    torch.manual_seed(rank)
+    ctx = ContextObject(inner={"b": nn.Linear(3, 3)}, plain=nn.Linear(3, 3))
+    own = nn.Linear(3, 3)
+    ctx.own = nn.parallel.DistributedDataParallel(own)
+    ctx.compiled = torch.compile(ctx.plain, backend="eager")
+    ctx.inner.ddp()
+    parameters = [*own.parameters(), *ctx.inner["b"].parameters(), *ctx.plain.parameters()]
+    ctx.optimizer = torch.optim.SGD(parameters, lr=0.1)
+    ctx.ddp()
+    for _ in range(2):
+        ctx.optimizer.zero_grad()
+        ctx.inner["b"](ctx.own(ctx.compiled(DATA[rank::2]))).square().mean().backward()
+        ctx.optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def test_what_is_shared_already_is_left_as_it_is() -> None:
+    """A module in the user's own DDP, in a container that was shared, or with its compiled one trains with the rest."""
+    first, second = run_ranks(shared_in_several_ways, 2)
+    assert all(map(torch.equal, first, second))
+
+
+def moved() -> list[int]:
+    """The number of hooks on all optimizers before a context is shared, and after it was shared and moved."""
+    init_distributed()
+    counts = [len(_global_optimizer_pre_hooks)]
+    ctx = make(0)
+    ctx.ddp()
+    for _ in range(3):
+        ctx.cpu()
+    ctx.ddp()
+    return [*counts, len(_global_optimizer_pre_hooks)]
+
+
+def test_sharing_anew_watches_optimizers_once() -> None:
+    """A context that is moved or shared again does not slow each step down a little more."""
+    assert run_ranks(moved, 2) == [[0, 1]] * 2
 
 
 def test_ddp_without_a_process_group_says_what_to_do() -> None:

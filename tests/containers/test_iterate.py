@@ -10,6 +10,7 @@ import pytest
 
 import trainlab
 from tests.recording.screen import rows_of, run_on_terminal
+from trainlab.errors import InvalidTypeError
 
 START = """
 import sys, threading
@@ -94,6 +95,20 @@ def test_without_a_terminal_the_loop_is_the_loop_itself(monkeypatch: pytest.Monk
     assert sys.stderr.getvalue() == ""
     monkeypatch.setattr(sys, "stderr", None)
     assert trainlab.iterate(items) is items
+
+
+def test_what_is_no_loop_is_told_with_and_without_a_terminal() -> None:
+    """`iterate(3)` is an error at the call that says what to write, wherever the program runs."""
+    with pytest.raises(InvalidTypeError, match=r"Received: 3\. Pass range\(n\)"):
+        trainlab.iterate(3)  # type: ignore[arg-type]
+    shown("""
+        try:
+            iterate(3)
+        except TypeError as error:
+            assert "Received: 3" in str(error)
+        else:
+            raise AssertionError
+    """)
 
 
 def test_no_bar_loads_no_rich() -> None:

@@ -92,6 +92,16 @@ def test_cuda_without_a_gpu_says_what_there_is() -> None:
         make().cuda("cpu")
 
 
+@pytest.mark.parametrize("device", ["nope", "cuda:x", "cuda:999", torch.float16, None, 1.5])
+def test_what_is_no_device_is_an_error_and_moves_nothing(device: Any) -> None:
+    """A wrong name, a dtype or a GPU that is not there is an error of trainlab's, and the context is as it was."""
+    ctx = make()
+    for move in (ctx.to, *([ctx.cuda] if device is not None else [])):
+        with pytest.raises(InvalidValueError, match="Received"):
+            move(device)
+    assert ctx.model.weight.device.type == "cpu"
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_training_goes_on_after_a_move_there_and_back() -> None:
     """A loop that moves to the GPU and back in the middle goes on training the same parameters."""

@@ -76,6 +76,18 @@ def test_two_ranks_that_are_killed_come_to_the_same_bits_and_record_each_step_on
     check_series(tmp_path / "killed", whole[0]["losses"])
 
 
+def test_two_ranks_go_on_before_a_damaged_checkpoint_and_save_in_its_place(tmp_path: Path) -> None:
+    """The newest whole checkpoint is gone on from, and the damaged one is moved aside once it is in the way."""
+    whole = run_ranks(train, 2, str(tmp_path), 10)
+    file = tmp_path / "checkpoint-10" / "state.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    again = run_ranks(train, 2, str(tmp_path), 10)
+    assert again[0]["losses"] == whole[0]["losses"]
+    names = sorted(path.name for path in tmp_path.glob("checkpoint-*"))
+    assert names == ["checkpoint-10", "checkpoint-10.damaged-1", "checkpoint-5"]
+    assert [step for step, _, _ in recorded(tmp_path)] == list(range(10))
+
+
 def test_a_loop_goes_on_with_another_number_of_ranks(tmp_path: Path) -> None:
     """A checkpoint of one process can be gone on with by two, at the same record, and each step is recorded once."""
     run_ranks(alone, 1, str(tmp_path), 10)

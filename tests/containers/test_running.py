@@ -13,7 +13,7 @@ from torch import nn
 import trainlab
 from trainlab import ContextObject, Counter
 from trainlab.containers import run_context
-from trainlab.errors import CheckpointNotFoundError, InvalidStateError
+from trainlab.errors import CheckpointError, CheckpointNotFoundError, InvalidStateError, InvalidTypeError
 
 # Imported before any run, as users do.
 from trainlab import context  # isort: skip
@@ -122,6 +122,96 @@ def test_a_run_that_goes_on_loads_the_newest_checkpoint_of_its_own(run: Callable
     assert trained == ["checkpoint-1", "checkpoint-2", "checkpoint-3", "checkpoint-9"]
     (tmp_path / "run" / "checkpoint-3").rename(tmp_path / "damaged")
     assert run(main, resumes=True) == 2
+
+
+def test_a_given_checkpoint_counts_until_the_run_has_saved_one_after_it(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A run begun with `--checkpoint` goes on from its own newest one, and goes back only to one that is given anew."""
+    places = [trainlab.save_checkpoint(ContextObject(counter=Counter(n)), tmp_path / f"from-{n}") for n in (10, 20)]
+
+    def main(params: Any) -> int:
+        context.counter = Counter()
+        context.autotransform()
+        found = context.counter.count
+        if found not in fails_at:
+            context.counter.step()
+            trainlab.save_checkpoint(context, context.counter.count)
+        return int(found)
+
+    first, other = ({"checkpoint": str(place), "resumes": True} for place in places)
+    fails_at = [10, 20]
+    assert [run(main, checkpoint=str(places[0])), run(main, **first)] == [10, 10]  # nothing was saved
+    fails_at = [20]
+    assert [run(main, **first), run(main, **first), run(main, **first)] == [10, 11, 12]
+    assert [run(main, **other), run(main, **other)] == [20, 20]
+    fails_at = []
+    assert [run(main, **other), run(main, **other), run(main, resumes=True)] == [20, 21, 22]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "missing"])
+def test_a_damaged_checkpoint_is_in_nobodys_way(
+    run: Callable[..., Any], tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A run goes on before a checkpoint that cannot be read, which is moved aside when its place is needed."""
+
+    def main(params: Any) -> int:
+        context.counter = Counter()
+        context.autotransform()
+        found = context.counter.count
+        while context.counter.count < 3:
+            context.counter.step()
+            trainlab.save_checkpoint(context, context.counter.count)
+        return int(found)
+
+    run(main)
+    manifest = tmp_path / "run" / "checkpoint-3" / "manifest.json"
+    for number in (1, 2):
+        content = manifest.read_bytes()
+        if damage == "missing":
+            manifest.unlink()
+        else:
+            manifest.write_bytes(content[:40] if damage == "truncated" else content.replace(b"3", b"4"))
+        assert run(main, resumes=True) == 2
+        assert run(main, resumes=True) == 3
+        assert (tmp_path / "run" / f"checkpoint-3.damaged-{number}").is_dir()
+    told = caplog.text
+    assert told.count("A checkpoint is passed over") == told.count("Moved a checkpoint that cannot be read") == 2
+
+
+def test_only_a_checkpoint_is_moved_aside(run: Callable[..., Any], tmp_path: Path) -> None:
+    """A folder of the user's own, and a checkpoint that can be read, stay where they are, and the save says so."""
+
+    def main(params: Any) -> None:
+        (tmp_path / "run" / "best").mkdir()
+        (tmp_path / "run" / "best" / "notes.txt").touch()
+        trainlab.save_checkpoint({}, 1)
+        for place in ("best", 1):
+            with pytest.raises(CheckpointError, match="something already"):
+                trainlab.save_checkpoint({}, place)
+
+    run(main)
+    assert not list((tmp_path / "run").glob("*.damaged-*"))
+
+
+def test_checkpoints_are_saved_as_pystematic_calls_it(run: Callable[..., Any], tmp_path: Path) -> None:
+    """`save_checkpoint(state, id=3)` is `save_checkpoint(state, 3)`; ints of numpy are ints."""
+
+    def main(params: Any) -> None:
+        assert trainlab.save_checkpoint({"n": 1}, id=3) == tmp_path / "run" / "checkpoint-3"
+        assert trainlab.save_checkpoint({"n": 2}, np.int64(4)) == tmp_path / "run" / "checkpoint-4"  # type: ignore[arg-type]
+        assert trainlab.load_checkpoint(4) == {"n": 2}
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    "places", [{}, {"path": "a", "id": 1}, {"path": 1.5}, {"path": True}, {"path": b"a"}, {"id": [1]}], ids=str
+)
+def test_what_is_no_place_of_a_checkpoint_is_told(places: dict[str, Any]) -> None:
+    """A place that is none, or two at once, are errors that say what was received."""
+    with pytest.raises(InvalidTypeError, match="Received: "):
+        trainlab.save_checkpoint({}, **places)
 
 
 def test_checkpoints_by_number_and_by_name_lie_in_the_runs_folder(run: Callable[..., Any], tmp_path: Path) -> None:

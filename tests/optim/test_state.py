@@ -1,5 +1,6 @@
 """Optimizer states come back bit by bit, or not at all."""
 
+import copy
 import json
 from collections.abc import Callable
 from typing import Any
@@ -194,6 +195,73 @@ def test_state_that_does_not_fit_is_refused_whole(make: Callable[[], optim.Optim
     with pytest.raises(CheckpointMismatchError, match=told):
         load_optimizer_state(live, optimizer_state_dict(saved))
     assert flat(live.state_dict()) == before
+
+
+def _broken(state: dict[str, Any], *path: Any, value: Any = ...) -> None:
+    for key in path[:-1]:
+        state = state[key]
+    state.pop(path[-1]) if value is ... else state.__setitem__(path[-1], value)
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "value", "told"),
+    [
+        ("Adam", ("state", 0, "exp_avg"), ..., "of parameter 0 there is no exp_avg"),
+        ("Adam", ("state", 0, "step"), ..., "of parameter 0 there is no step"),
+        ("Adam", ("state", 1, "exp_avg"), torch.ones(5), r"exp_avg of parameter 1 is a tensor of shape \(5,\)"),
+        ("Adam", ("state", 0, "max_exp_avg_sq"), torch.ones(5), r"max_exp_avg_sq of parameter 0 is a tensor of shape"),
+        ("AdamW", ("state", 0, "exp_avg"), "text", "exp_avg of parameter 0 is a str"),
+        ("AdamW", ("state", 0, "step"), "text", "step of parameter 0 is a str"),
+        ("AdamW", ("state", 0), "text", "state of parameter 0 is a str"),
+        ("SGD, momentum", ("state", 0, "momentum_buffer"), torch.ones(2), "momentum_buffer of parameter 0 is a tensor"),
+        ("Exotic", ("state", 9), {"x": 1}, "a parameter 9 that is in no group"),
+        ("SGD", ("param_groups", 0, "lr"), ..., "group 0 has no lr there"),
+        ("Exotic", ("param_groups", 0, "lr"), "text", "lr of group 0 is a str there and a number here"),
+        ("Adam", ("param_groups", 0, "betas"), 0.9, "betas of group 0 is a float there and a tuple here"),
+        ("SGD", ("state",), [1], "not those of an optimizer's state"),
+        ("SGD", ("param_groups",), None, "not those of an optimizer's state"),
+        ("SGD", ("param_groups", 0), 3, "not those of an optimizer's state"),
+        ("SGD", ("shapes",), [3], "not those of an optimizer's state"),
+    ],
+)
+def test_a_damaged_state_is_refused_whole(name: str, path: tuple[Any, ...], value: Any, told: str) -> None:
+    """A state whose entries are none is told before anything is loaded, and not found out at the next step."""
+    problem, live = Problem(OPTIMIZERS[name]), Problem(OPTIMIZERS[name])
+    problem.train(range(2))
+    state = copy.deepcopy(optimizer_state_dict(problem.optimizer))
+    _broken(state, *path, value=value)
+    before = flat(live.optimizer.state_dict())
+    with pytest.raises(CheckpointMismatchError, match=told):
+        load_optimizer_state(live.optimizer, state)
+    assert flat(live.optimizer.state_dict()) == before
+
+
+def _forget_flags(state: dict[str, Any]) -> None:
+    for key in ("foreach", "fused", "capturable", "differentiable", "maximize", "decoupled_weight_decay"):
+        state["param_groups"][0].pop(key, None)
+
+
+@pytest.mark.parametrize("name", ["Adam", "AdamW", "SGD, momentum", "RMSprop", "Exotic"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        _forget_flags,
+        lambda state: state["param_groups"][0].update(added=True, initial_lr=0.5),
+        lambda state: state["state"].pop(0),
+        lambda state: state["state"].update({0: {}}),
+        lambda state: state["state"][1].update(added=torch.ones(7)),
+        lambda state: state["param_groups"][0].update(lr=torch.tensor(0.5)),
+    ],
+    ids=["fewer flags", "more settings", "no gradient yet", "nothing kept yet", "more kept", "tensor rate"],
+)
+def test_a_state_of_another_version_or_stage_is_taken(name: str, change: Callable[[Any], None]) -> None:
+    """What versions of an optimizer add or leave out, and parameters that never had a gradient, are no damage."""
+    problem, live = Problem(OPTIMIZERS[name]), Problem(OPTIMIZERS[name])
+    problem.train(range(2))
+    state = copy.deepcopy(optimizer_state_dict(problem.optimizer))
+    change(state)
+    load_optimizer_state(live.optimizer, state)
+    live.train(range(2, 3))
 
 
 def test_foreign_state_is_refused() -> None:

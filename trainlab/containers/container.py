@@ -1,13 +1,14 @@
 """ContextObject, ContextDict and ContextList: all that a training loop of one's own holds, saved and moved as one."""
 
+import reprlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, MutableMapping, MutableSequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, MutableSequence
 from typing import Any, TypeVar
 
 import torch
 
 from trainlab.containers.holder import Holder
-from trainlab.containers.kinds import is_object
+from trainlab.containers.kinds import holds_object, is_entered
 from trainlab.containers.loading import load
 from trainlab.containers.moving import Mover
 from trainlab.containers.saving import state_of
@@ -39,10 +40,10 @@ class Container(Holder):
         Raises:
             InvalidValueError: There is no such GPU.
         """
-        index = torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cuda")
-        if index.type != "cuda":
+        chosen = _device(f"cuda:{device}" if isinstance(device, int) else "cuda" if device is None else device)
+        if chosen.type != "cuda":
             raise InvalidValueError(f"cuda() takes a GPU. Received: {str(device)!r}. Call to({str(device)!r}).")
-        return self.to(choose_device(index))
+        return self.to(chosen)
 
     def cpu(self: _Self) -> _Self:
         """Move everything to the CPU; see ``to``.
@@ -62,11 +63,14 @@ class Container(Holder):
 
         Returns:
             This container.
+
+        Raises:
+            InvalidValueError: There is no such device.
         """
+        mover = Mover(_device(device))
         shared, self._shared = self._shared, None
         if shared is not None:
             shared.close()
-        mover = Mover(torch.device(device))
         mover.move_parts(self)
         mover.finish()
         if shared is not None:
@@ -124,8 +128,9 @@ class Container(Holder):
     def autotransform(self: _Self) -> _Self:
         """Do what the parameters of the running experiment say: load, move to a GPU, share among ranks, in this order.
 
-        ``checkpoint`` is loaded if it is set. If not, and the run goes on after an earlier start, its newest one that
-        ``save_checkpoint`` has written under a number is. ``cuda`` means a GPU if there is one.
+        ``checkpoint`` is loaded if it is set, until the run has saved one after it. Else, if the run goes on after an
+        earlier start, its newest one that ``save_checkpoint`` has written under a number is. ``cuda`` means a GPU if
+        there is one.
 
         Returns:
             This container.
@@ -145,12 +150,17 @@ class Container(Holder):
         return self
 
     def _taken(self, value: Any) -> Any:
-        """Make containers of dicts and lists; what ranks share already is told of an optimizer that comes later."""
-        if self._shared is not None and isinstance(value, torch.optim.Optimizer):
-            self._shared.add_optimizer(value)
-        if type(value) is dict or (type(value) is OrderedDict and any(map(is_object, value.values()))):
-            return ContextDict(value)
-        return ContextList(value) if type(value) is list else value
+        """Make containers of dicts and lists, and of those in tuples that hold more than data."""
+        try:
+            if type(value) is dict or (type(value) is OrderedDict and holds_object(value)):
+                return ContextDict(value)
+            if type(value) is list:
+                return ContextList(value)
+            return tuple(map(self._taken, value)) if is_entered(value) else value
+        except RecursionError:
+            raise InvalidStateError(
+                "What is put into a context is nested too deep, or contains itself. Flatten it."
+            ) from None
 
 
 class ContextObject(Container):
@@ -221,6 +231,7 @@ class ContextObject(Container):
     def __dir__(self) -> list[str]:
         return sorted({*super().__dir__(), *self._parts})
 
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
         return f"ContextObject({', '.join(f'{name}={_short(value)}' for name, value in self._parts.items())})"
 
@@ -253,6 +264,21 @@ class ContextDict(Container, MutableMapping[Any, Any]):
     def __len__(self) -> int:
         return len(self._parts)
 
+    def setdefault(self, key: Any, default: Any = None) -> Any:
+        """Give what is under a key; put something there first if there is nothing.
+
+        Args:
+            key: The key.
+            default: That. Default None.
+
+        Returns:
+            What is there now: of a dict or list the container that was made of it.
+        """
+        if key not in self._parts:
+            self[key] = default
+        return self._parts[key]
+
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
         return f"ContextDict({{{', '.join(f'{key!r}: {_short(value)}' for key, value in self._parts.items())}}})"
 
@@ -298,8 +324,36 @@ class ContextList(Container, MutableSequence[Any]):
 
     __hash__ = None  # type: ignore[assignment]
 
+    def sort(self, *, key: Callable[[Any], Any] | None = None, reverse: bool = False) -> None:
+        """Sort in place, as a list does.
+
+        Args:
+            key: Gives what is compared. Default None: the values.
+            reverse: Whether the largest comes first. Default not.
+        """
+        self._parts.sort(key=key, reverse=reverse)
+
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
         return f"ContextList([{', '.join(map(_short, self._parts))}])"
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError) as error:
+        raise InvalidValueError(
+            f"A context is moved to a device, such as 'cpu', 'cuda' or 'cuda:1'. Received: {name!r}. The dtype of a "
+            "module is changed by the module itself: context.model.to(dtype)."
+        ) from error
+    if device.type in ("cuda", "mps"):
+        choose_device(device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InvalidValueError(
+            f"There is no such GPU. Received: {str(device)!r}. The first is 'cuda:0', and there are "
+            f"{torch.cuda.device_count()}."
+        )
+    return device
 
 
 def _short(value: Any) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from trainlab.distributed import is_master
+from trainlab.errors import InvalidTypeError
 from trainlab.recording import live_terminal, with_bar
 
 __all__ = ["iterate"]
@@ -25,12 +26,21 @@ def iterate(items: Iterable[_Item], label: str = "", *, total: int | None = None
     Returns:
         An iterator over the items that shows the bar; where there is none, ``items`` itself.
 
+    Raises:
+        InvalidTypeError: ``items`` cannot be looped over.
+
     Source: ``pystematic.torch.iterate``.
     """
+    if not _can_be_looped_over(items):
+        raise InvalidTypeError(f"iterate takes what can be looped over. Received: {items!r}. Pass range(n) to count.")
     stream = live_terminal() if is_master() else None
     if stream is None:
         return items
     return with_bar(items, label, _length(items) if total is None else total, stream)
+
+
+def _can_be_looped_over(items: object) -> bool:
+    return isinstance(items, Iterable) or hasattr(items, "__getitem__")
 
 
 def _length(items: object) -> int | None:

@@ -1,16 +1,22 @@
 """What may be put into a context: containers, objects with a state of their own, data, and what has no state."""
 
+import dataclasses
+import enum
 import functools
 import random
 import types
-from collections.abc import Callable, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping, Set
+from pathlib import PurePath
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.lr_scheduler import LRScheduler
 
+from trainlab.containers.holder import Holder
 from trainlab.parallel import users_module
 
 __all__ = [
@@ -21,13 +27,17 @@ __all__ = [
     "generator_of",
     "has_no_state",
     "holds_object",
+    "is_entered",
     "is_object",
     "is_pure_data",
+    "is_trained",
     "joined",
     "loads_by_own_code",
     "optimizer_loads_by_own_code",
     "own_module",
+    "scheduler_class",
     "shape_of_data",
+    "trained_inside",
 ]
 
 DEEPEST = 100
@@ -42,6 +52,8 @@ _WITHOUT_STATE = (
     type,
     types.GenericAlias,
 )
+# Of these any subclass is the same kind of data: a torch.Size is a tuple.
+_KINDS = (str, bytes, tuple, Set, PurePath)
 
 
 class Stateful(Protocol):
@@ -70,8 +82,14 @@ def generator_of(value: Any) -> Generator | None:
     """Give a random generator of torch's, numpy's or Python's as an object with a state; None for all else.
 
     Args:
-        value: anything.
+        value: anything; the modules ``random``, ``numpy.random`` and ``torch.random`` are the generators that they use.
     """
+    if value is random:
+        return Generator(random.getstate, random.setstate)
+    if value is torch.random:
+        return Generator(torch.random.get_rng_state, torch.random.set_rng_state)
+    if value is np.random or isinstance(value, np.random.RandomState):
+        return Generator(lambda: value.get_state(legacy=False), value.set_state)
     if isinstance(value, torch.Generator):
         return Generator(value.get_state, value.set_state)
     if isinstance(value, random.Random):
@@ -100,16 +118,66 @@ def has_no_state(value: Any) -> bool:
     Args:
         value: anything.
     """
-    return isinstance(value, _WITHOUT_STATE)
+    return isinstance(value, _WITHOUT_STATE) and generator_of(value) is None
 
 
-def holds_object(value: Any) -> bool:
-    """Tell whether a tuple holds what has a state of its own, or none at all: such a tuple is entered.
+def is_trained(value: Any) -> bool:
+    """Tell whether a value is a tensor that an optimizer may train, so that it must stay the object that it is.
 
     Args:
         value: anything.
     """
-    return type(value) is tuple and any(is_object(one) or has_no_state(one) or holds_object(one) for one in value)
+    return isinstance(value, nn.Parameter) or (
+        isinstance(value, torch.Tensor) and value.requires_grad and value.is_leaf
+    )
+
+
+def holds_object(value: Any) -> bool:
+    """Tell whether a dict, list or tuple holds, however deep, what is more than data.
+
+    Args:
+        value: anything.
+    """
+    if type(value) in (dict, OrderedDict):
+        return any(map(_is_more_than_data, value.values()))
+    return type(value) in (list, tuple) and any(map(_is_more_than_data, value))
+
+
+def _is_more_than_data(value: Any) -> bool:
+    is_kept = isinstance(value, Holder) or is_object(value) or has_no_state(value) or is_trained(value)
+    return is_kept or holds_object(value)
+
+
+def is_entered(value: Any) -> bool:
+    """Tell whether a value is a tuple that holds what is more than data: it is gone into.
+
+    Args:
+        value: anything.
+    """
+    return type(value) is tuple and holds_object(value)
+
+
+def trained_inside(value: Any, path: str) -> str | None:
+    """Find a tensor that an optimizer may train in a piece of data.
+
+    Args:
+        value: data.
+        path: where it is.
+
+    Returns:
+        The path of the first one; None if there is none.
+    """
+    if is_trained(value):
+        return path
+    parts: Any = ()
+    if isinstance(value, Mapping):
+        parts = value.items()
+    elif isinstance(value, list | tuple | deque):
+        parts = enumerate(value)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [(field.name, getattr(value, field.name, None)) for field in dataclasses.fields(value)]
+    found = (trained_inside(part, joined(path, key)) for key, part in parts)
+    return next((one for one in found if one is not None), None)
 
 
 def is_pure_data(saved: Any) -> bool:
@@ -122,7 +190,7 @@ def is_pure_data(saved: Any) -> bool:
         return all(map(is_pure_data, saved.values()))
     if type(saved) in (list, tuple):
         return all(map(is_pure_data, saved))
-    return not isinstance(saved, Mapping)
+    return type(saved) is not OrderedDict
 
 
 def own_module(module: nn.Module) -> nn.Module:
@@ -151,6 +219,7 @@ def loads_by_own_code(module: nn.Module) -> bool:
     return any(
         one._load_state_dict_pre_hooks
         or one._load_state_dict_post_hooks
+        or type(one).get_extra_state is not nn.Module.get_extra_state
         or type(one).set_extra_state is not nn.Module.set_extra_state
         or type(one).load_state_dict is not nn.Module.load_state_dict
         or not type(one)._load_from_state_dict.__module__.startswith("torch.")
@@ -172,19 +241,37 @@ def optimizer_loads_by_own_code(optimizer: torch.optim.Optimizer) -> bool:
     )
 
 
+def scheduler_class(scheduler: LRScheduler) -> str:
+    """Name the class of a scheduler, and those of the schedulers that it is made of.
+
+    Args:
+        scheduler: any scheduler of torch's.
+
+    Returns:
+        Such as ``StepLR`` or ``SequentialLR(LinearLR, StepLR)``.
+    """
+    inner = ", ".join(map(scheduler_class, getattr(scheduler, "_schedulers", ())))
+    return f"{type(scheduler).__qualname__}({inner})" if inner else type(scheduler).__qualname__
+
+
 def shape_of_data(value: Any) -> Any:
-    """Give the kind of a piece of data, with its shape; None for all that is no number, text, bytes, tensor or array.
+    """Give the kind of a piece of data, with the shape of a tensor or an array.
 
     Args:
         value: any data.
+
+    Returns:
+        What is equal for two pieces of data of which one may take the place of the other.
     """
     if isinstance(value, torch.Tensor):
         return "tensor", tuple(value.shape)
     if isinstance(value, np.ndarray):
         return "array", value.shape
+    if isinstance(value, enum.Enum):
+        return type(value)
     if isinstance(value, bool | int | float | complex | np.number | np.bool_):
         return "number"
-    return next((kind for kind in (str, bytes) if isinstance(value, kind)), None)
+    return next((kind for kind in _KINDS if isinstance(value, kind)), type(value))
 
 
 def joined(path: str, key: Any) -> str:

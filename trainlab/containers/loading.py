@@ -1,7 +1,6 @@
 """Restoring a context: everything is compared first, so that a state that does not fit changes nothing."""
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
+from torch.optim.lr_scheduler import LRScheduler
 
 from trainlab.checkpoint import match_keys
 from trainlab.containers.holder import Holder
@@ -17,17 +17,20 @@ from trainlab.containers.kinds import (
     Stateful,
     generator_of,
     has_no_state,
-    holds_object,
+    is_entered,
     is_object,
     is_pure_data,
+    is_trained,
     joined,
     loads_by_own_code,
     optimizer_loads_by_own_code,
     own_module,
+    scheduler_class,
     shape_of_data,
+    trained_inside,
 )
-from trainlab.containers.saving import saved_keys
-from trainlab.errors import CheckpointMismatchError
+from trainlab.containers.saving import SCHEDULER_CLASS, saved_keys
+from trainlab.errors import CheckpointMismatchError, InvalidStateError
 from trainlab.optim import check_optimizer_state, load_optimizer_state, optimizer_state_dict
 from trainlab.recording import Recorder
 
@@ -35,6 +38,8 @@ __all__ = ["load"]
 
 # Gives what is to stand in the value's place.
 _Restore = Callable[[], Any]
+# What tells how far a scheduler of torch's has come; its other entries are settings, which come and go with versions.
+_PROGRESS = ("last_epoch", "best", "num_bad_epochs", "cooldown_counter", "T_cur", "T_i", "_schedulers")
 
 
 def load(container: Holder, state: Any) -> None:
@@ -46,9 +51,13 @@ def load(container: Holder, state: Any) -> None:
 
     Raises:
         CheckpointMismatchError: the state does not fit; the message lists all that does not.
+        InvalidStateError: the container contains itself.
     """
     comparison = _Comparison()
-    restore = comparison.compare(container, state, "")
+    try:
+        restore = comparison.compare(container, state, "")
+    except RecursionError:
+        raise InvalidStateError("A context is nested too deep, or contains itself. Flatten it.") from None
     if comparison.faults:
         raise CheckpointMismatchError(
             "The saved state does not fit this context, and nothing was changed. In the saved state: "
@@ -79,19 +88,19 @@ class _Comparison:
         if isinstance(value, torch.optim.Optimizer):
             return self._optimizer(value, saved, path)
         if is_object(value):
-            self._objects.append((path, generator_of(value) or value, saved))
-            return lambda: value
-        if holds_object(value):
+            return self._object(value, saved, path)
+        if is_entered(value):
             return self._tuple(value, saved, path)
         return self._data(value, saved, path)
 
     def load_objects(self) -> None:
         """Load what is not torch's own and may refuse; if one does, those before it are put back."""
+        before = [_state_before(path, one) for path, one, _ in self._objects]
         done: list[tuple[str, Stateful, Any]] = []
         # A recorder cuts its files, which nobody can undo.
-        for path, one, saved in sorted(self._objects, key=lambda entry: isinstance(entry[1], Recorder)):
-            before = copy.deepcopy(one.state_dict())
-            done.append((path, one, before))
+        entries = zip(self._objects, before, strict=True)
+        for (path, one, saved), state in sorted(entries, key=lambda entry: isinstance(entry[0][1], Recorder)):
+            done.append((path, one, state))
             try:
                 one.load_state_dict(saved)
             except Exception as error:
@@ -104,6 +113,8 @@ class _Comparison:
 
     def _container(self, container: Holder, saved: Any, path: str) -> _Restore:
         kind = type(container).__name__
+        if saved is None and path and _is_data(container):
+            return lambda: None
         if isinstance(container._parts, dict):
             if not isinstance(saved, Mapping):
                 return self._refuse(path, f"{_told(saved)}, where the context has a {kind}")
@@ -118,6 +129,9 @@ class _Comparison:
         if missing:
             self.faults.append(f"missing: {', '.join(missing)}")
         if _grows(container, saved):
+            for key in here:
+                if key in saved and isinstance(container._parts[key], Holder):
+                    self.compare(container._parts[key], saved[key], joined(path, key))
             return lambda: _replaced(container, saved)
         unknown = [joined(path, key) for key in saved if key not in here]
         if unknown:
@@ -161,22 +175,16 @@ class _Comparison:
         if not isinstance(saved, Mapping):
             return self._refuse(path, f"{_told(saved)}, where the context has a {type(own).__name__}")
         expected = own.state_dict()
-        lazy = any(isinstance(one, UninitializedParameter | UninitializedBuffer) for one in expected.values())
-        if lazy or set(expected) != set(saved):
-            missing = [joined(path, key) for key in expected if key not in saved]
-            unknown = [joined(path, key) for key in saved if key not in expected]
-            self.faults += [f"missing: {', '.join(missing)}"] if missing else []
-            self.faults += [f"unknown here: {', '.join(unknown)}"] if unknown else []
-        else:
-            tensors = {key for key, one in expected.items() if isinstance(one, torch.Tensor)}
-            self._try(
-                path,
-                lambda: match_keys(
-                    {key: expected[key] for key in tensors},
-                    {key: one for key, one in saved.items() if key in tensors and isinstance(one, torch.Tensor)},
-                    f"the module {path!r}",
-                ),
-            )
+        missing = [joined(path, key) for key in expected if key not in saved]
+        unknown = [joined(path, key) for key in saved if key not in expected]
+        self.faults += [f"missing: {', '.join(missing)}"] if missing else []
+        self.faults += [f"unknown here: {', '.join(unknown)}"] if unknown else []
+        tensors = {key: one for key, one in expected.items() if key in saved and _has_shape(one)}
+        found = {key: saved[key] for key in tensors if isinstance(saved[key], torch.Tensor)}
+        self._try(path, lambda: match_keys(tensors, found, f"the module {path!r}"))
+        for key, one in found.items():
+            if tensors[key].is_meta or one.is_meta or one.layout != tensors[key].layout:
+                self._refuse_place(joined(path, key), tensors[key], one)
 
         if loads_by_own_code(own):
             self._objects.append((path, own, saved))
@@ -202,13 +210,32 @@ class _Comparison:
 
         return restore
 
+    def _object(self, value: Any, saved: Any, path: str) -> _Restore:
+        if isinstance(value, LRScheduler) and isinstance(saved, Mapping):
+            here, there = scheduler_class(value), saved.get(SCHEDULER_CLASS)
+            if there != here:
+                told = f"the state of a {there}" if there else "no state of a scheduler"
+                return self._refuse(path, f"{told}, where the context has a {here}")
+            live = value.state_dict()
+            if missing := [joined(path, key) for key in _PROGRESS if key in live and key not in saved]:
+                self.faults.append(f"missing: {', '.join(missing)}")
+            saved = {key: one for key, one in saved.items() if key != SCHEDULER_CLASS}
+        if isinstance(value, torch.amp.GradScaler) and saved and not value.is_enabled():
+            return self._refuse(path, "the state of an enabled scaler, where the context has a disabled one")
+        self._objects.append((path, generator_of(value) or value, saved))
+        return lambda: value
+
     def _data(self, value: Any, saved: Any, path: str) -> _Restore:
-        is_other_kind = type(saved) is not type(value) and type(saved) in (dict, list, OrderedDict)
-        if is_other_kind or not _may_replace(value, saved):
+        if value is None and not is_pure_data(saved):
+            return self._refuse(path, "the state of an object, or holds one, where the context has None")
+        if not _may_replace(value, saved) or (is_trained(value) and not _is_alike(value, saved)):
             return self._refuse(path, f"{_told(saved)}, where the context has {_told(value)}")
-        is_trained = isinstance(value, torch.Tensor) and (isinstance(value, nn.Parameter) or value.requires_grad)
-        if is_trained and not _is_alike(value, saved):
-            return self._refuse(path, f"{_told(saved)}, where the context has {_told(value)}")
+        if isinstance(value, torch.Tensor) and value.is_meta and saved is not None:
+            self._refuse_place(path, value, saved)
+        if not is_trained(value) and (trained := trained_inside(value, path)) is not None:
+            self.faults.append(
+                f"{trained} needs a gradient, and is in a {type(value).__name__}, which is not gone into"
+            )
         return lambda: _restored(value, saved)
 
     def _try(self, path: str, check: Callable[[], None]) -> None:
@@ -216,6 +243,13 @@ class _Comparison:
             check()
         except CheckpointMismatchError as error:
             self.faults.append(f"{path}: {str(error).rstrip('.')}")
+
+    def _refuse_place(self, path: str, here: torch.Tensor, saved: torch.Tensor) -> None:
+        if here.is_meta:
+            self.faults.append(f"{path} is on the meta device here, where nothing can be loaded: call to_empty first")
+        else:
+            place = "on the meta device" if saved.is_meta else f"of layout {saved.layout}"
+            self.faults.append(f"{path} is a tensor {place}, where the context has one of layout {here.layout}")
 
     def _refuse(self, path: str, what: str) -> _Restore:
         self.faults.append(f"{path or 'the top'} is {what}")
@@ -235,6 +269,18 @@ class _OptimizerState:
         load_optimizer_state(self._optimizer, state)
 
 
+def _state_before(path: str, one: Stateful) -> Any:
+    """The state that an object is given back if another one refuses its own."""
+    try:
+        return copy.deepcopy(one.state_dict())
+    except Exception as error:
+        raise CheckpointMismatchError(
+            f"Nothing was loaded: {path} does not give the state that it has now, which it would be given back if "
+            f"another object refused its own: {type(error).__name__}: {error}. Let its state_dict() give data and "
+            "detached tensors at any time."
+        ) from error
+
+
 def _put_back(done: list[tuple[str, Stateful, Any]]) -> list[str]:
     """Give objects back the states that they had; return the paths of those that do not take them."""
     changed = []
@@ -248,19 +294,15 @@ def _put_back(done: list[tuple[str, Stateful, Any]]) -> list[str]:
 
 def _grows(container: Holder, saved: Any) -> bool:
     """Whether a container is data alone, as a list of losses is, so that it becomes what was saved."""
-    return container._grows and _is_data(container) and all(map(is_pure_data, _values(saved)))
-
-
-def _values(saved: Any) -> Any:
-    return saved.values() if isinstance(saved, Mapping) else saved
+    return container._grows and _is_data(container) and is_pure_data(saved)
 
 
 def _is_data(value: Any) -> bool:
     if isinstance(value, Holder):
         return value._grows and all(_is_data(value._parts[key]) for key in value._keys())
-    if isinstance(value, torch.Tensor) and value.requires_grad:
+    if isinstance(value, torch.Tensor) and value.is_meta:
         return False
-    return not (is_object(value) or holds_object(value) or has_no_state(value))
+    return not (is_object(value) or has_no_state(value) or is_entered(value) or trained_inside(value, "") is not None)
 
 
 def _replaced(container: Holder, saved: Any) -> Holder:
@@ -279,7 +321,7 @@ def _restored(value: Any, saved: Any) -> Any:
         return saved
     if not (isinstance(saved, torch.Tensor) and isinstance(value, torch.Tensor)):
         return copy.deepcopy(saved)
-    if (saved.shape, saved.dtype, saved.layout) == (value.shape, value.dtype, value.layout) and not _overlaps(value):
+    if _is_alike(value, saved):
         with torch.no_grad():  # in place: an optimizer may have it
             value.copy_(saved)
         return value
@@ -287,13 +329,18 @@ def _restored(value: Any, saved: Any) -> Any:
 
 
 def _may_replace(value: Any, saved: Any) -> bool:
-    """Whether both are data of one kind and shape, or at least one has none, as what was not set yet."""
-    one, other = shape_of_data(value), shape_of_data(saved)
-    return one is None or other is None or one == other
+    """Whether both are data of one kind and shape, or one of them is None, as what was not set yet."""
+    return value is None or saved is None or shape_of_data(value) == shape_of_data(saved)
 
 
 def _is_alike(value: torch.Tensor, saved: Any) -> bool:
-    return isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (value.shape, value.dtype)
+    """Whether a tensor can be filled in place."""
+    is_alike = isinstance(saved, torch.Tensor) and (saved.shape, saved.dtype) == (value.shape, value.dtype)
+    return is_alike and saved.layout == value.layout and not _overlaps(value)
+
+
+def _has_shape(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and not isinstance(value, UninitializedParameter | UninitializedBuffer)
 
 
 def _overlaps(tensor: torch.Tensor) -> bool:

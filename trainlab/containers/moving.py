@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from trainlab.containers.holder import Holder
-from trainlab.containers.kinds import holds_object
+from trainlab.containers.kinds import is_entered
 
 __all__ = ["Mover"]
 
@@ -60,7 +60,7 @@ class Mover:
         if isinstance(value, torch.optim.Optimizer):
             self._optimizers.append(value)
             return value
-        if holds_object(value):
+        if is_entered(value):
             return tuple(map(self._move, value))
         if callable(getattr(value, "to", None)) and not isinstance(value, type):
             moved = value.to(self._device)

@@ -1,6 +1,7 @@
 """The context of the running experiment, and what its parameters say of devices and checkpoints."""
 
 import threading
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -8,7 +9,7 @@ import torch
 from trainlab.checkpoint import load_checkpoint, newest_of_run
 from trainlab.containers.container import Container, ContextObject
 from trainlab.data import to_device
-from trainlab.distributed import choose_device
+from trainlab.distributed import choose_device, get_num_processes, init_distributed
 from trainlab.errors import InvalidStateError
 from trainlab.runs.current import CurrentRun, current_run
 
@@ -67,12 +68,30 @@ def transform(container: Container, run: CurrentRun) -> None:
         container: what to load, move and share.
         run: the run.
     """
-    checkpoint = run.params.get("checkpoint")
-    if checkpoint is None and run.folder is not None and run.folder.resumes:
-        checkpoint = newest_of_run(run.output_dir)
+    is_alone = get_num_processes() == 1
+    checkpoint = _to_load(run) if is_alone else init_distributed().on_chief(lambda: _to_load(run))
     if checkpoint is not None:
         container.load_state_dict(load_checkpoint(checkpoint))
     if run.params.get("cuda") and torch.cuda.is_available():
         container.cuda()
     if run.params.get("distributed"):
         container.ddp()
+
+
+def _to_load(run: CurrentRun) -> Path | str | None:
+    """Find what to begin with: the given checkpoint until the run has saved one of its own after it, then the newest.
+
+    ``trainlab resume`` gives again what the run was begun with.
+    """
+    given: str | None = run.params.get("checkpoint")
+    folder = run.folder
+    if folder is None or not (given or folder.resumes):
+        return given
+    newest = newest_of_run(run.output_dir)
+    begun_from = {"given": given, "newest": None if newest is None else Path(newest).name}
+    before = folder.record.get("begun_from", {})
+    has_saved = newest is not None and before.get("given") == given and before != begun_from
+    if folder.resumes and has_saved:
+        return newest
+    folder.write_record(begun_from=begun_from)
+    return given or newest

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from trainlab.checkpoint import encode
 from trainlab.containers.holder import Holder
@@ -15,15 +16,20 @@ from trainlab.containers.kinds import (
     PRIMITIVES,
     generator_of,
     has_no_state,
-    holds_object,
+    is_entered,
     is_object,
     joined,
     own_module,
+    scheduler_class,
+    trained_inside,
 )
 from trainlab.errors import CheckpointError, InvalidStateError, InvalidTypeError
 from trainlab.optim import optimizer_state_dict
 
-__all__ = ["object_state", "saved_keys", "state_of"]
+__all__ = ["SCHEDULER_CLASS", "object_state", "saved_keys", "state_of"]
+
+# Where the state of a scheduler names its class: no attribute of a scheduler can be called so.
+SCHEDULER_CLASS = "class"
 
 
 def state_of(value: Any, path: str = "", depth: int = 0) -> Any:
@@ -51,7 +57,7 @@ def state_of(value: Any, path: str = "", depth: int = 0) -> Any:
         return states if isinstance(value._parts, dict) else list(states.values())
     if is_object(value):
         return object_state(value)
-    if holds_object(value):
+    if is_entered(value):
         return tuple(
             None if has_no_state(one) else state_of(one, joined(path, number), depth + 1)
             for number, one in enumerate(value)
@@ -81,13 +87,15 @@ def object_state(value: Any) -> Any:
         value: a module, an optimizer, a generator, or what else has ``state_dict``.
 
     Returns:
-        Its state; a mapping as an ``OrderedDict``.
+        Its state; a mapping as an ``OrderedDict``, and that of a scheduler with its class.
     """
     if isinstance(value, nn.Module):
         return OrderedDict(own_module(value).state_dict())
     if isinstance(value, torch.optim.Optimizer):
         return OrderedDict(optimizer_state_dict(value))
     state = (generator_of(value) or value).state_dict()
+    if isinstance(value, LRScheduler) and isinstance(state, Mapping):
+        return OrderedDict({SCHEDULER_CLASS: scheduler_class(value), **state})
     return OrderedDict(state) if isinstance(state, Mapping) else state
 
 
@@ -108,6 +116,12 @@ def _data(value: Any, path: str) -> Any:
             "the program makes it anew at each start; otherwise give it state_dict and load_state_dict. What has a "
             "state may be in dicts, lists and tuples, and in no other containers."
         ) from None
+    if (trained := trained_inside(value, path)) is not None:
+        raise InvalidTypeError(
+            "What needs a gradient may be in dicts, lists and tuples, and in no other containers: a load would put a "
+            f"copy in its place, and an optimizer go on with the old one. Received at {trained}, in a "
+            f"{type(value).__qualname__}. Put it into a dict, list or tuple, or detach it if nothing trains it."
+        )
     return value
 
 

@@ -1,5 +1,6 @@
 """What the ranks share of a context, in the way in which a Trainer's do."""
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,24 +43,17 @@ class Shared:
         self.options = options
         found = list(_flat(container))
         distributed = init_distributed()
-        trained, others = _modules(found)
-        self._loop = OwnLoop(options, distributed, _device_of([*trained, *others]))
+        shared, trained, others = _modules(found)
+        # Not the container itself: modules that are shared keep the loop alive, and would keep all else.
+        place = weakref.ref(container)
+        self._loop = OwnLoop(options, distributed, _device_of([*trained, *others]), lambda one: _is_in(one, place()))
+        for module in shared:
+            self._loop.note_shared(module)
         for module in trained:
             self._loop.wrap(module)
-        for one in found:
-            if isinstance(one, torch.optim.Optimizer):
-                self._loop.add_optimizer(one)
         self._loop.start()
         for module in others:
             self._loop.send(module)
-
-    def add_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take in an optimizer that was made later.
-
-        Args:
-            optimizer: it.
-        """
-        self._loop.add_optimizer(optimizer)
 
     def close(self) -> None:
         """Give modules and optimizers back as they were."""
@@ -83,20 +77,30 @@ def _flat(container: Holder) -> Iterator[Any]:
             yield value
 
 
-def _modules(found: list[Any]) -> tuple[list[nn.Module], list[nn.Module]]:
-    """The modules that are trained, and those that only are the same on all ranks.
+def _is_in(optimizer: torch.optim.Optimizer, container: Holder | None) -> bool:
+    return container is not None and any(one is optimizer for one in _flat(container))
 
-    A part of another module is shared with it; an average of a model is never trained.
+
+def _modules(found: list[Any]) -> tuple[list[nn.Module], list[nn.Module], list[nn.Module]]:
+    """The modules that ranks share already, those that are trained, and those that only are the same on all ranks.
+
+    A part of another module is shared with it, and a module with what ``torch.compile`` has made of it; an average of
+    a model is never trained.
     """
-    modules = [one for one in found if isinstance(one, nn.Module) and not _is_shared(one)]
+    modules = [one for one in found if isinstance(one, nn.Module)]
+    shared = [one for one in modules if _is_shared(one)]
     parts = {id(part) for one in modules for part in users_module(one).modules() if part is not users_module(one)}
-    whole = [one for one in modules if id(users_module(one)) not in parts]
-    trained = [one for one in whole if _is_trained(one)]
-    return trained, [one for one in whole if not _is_trained(one)]
+    parts |= {id(users_module(one)) for one in shared}
+    # The compiled one of two comes last, and stays.
+    whole = {id(users_module(one)): one for one in sorted(modules, key=lambda one: users_module(one) is not one)}
+    apart = [one for key, one in whole.items() if key not in parts]
+    trained = [one for one in apart if _is_trained(one)]
+    return shared, trained, [one for one in apart if not _is_trained(one)]
 
 
 def _is_shared(module: nn.Module) -> bool:
-    return isinstance(module, DistributedDataParallel) or is_replicated(module)
+    own = users_module(module)
+    return isinstance(own, DistributedDataParallel) or is_replicated(module) or is_replicated(own)
 
 
 def _is_trained(module: nn.Module) -> bool:

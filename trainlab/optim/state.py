@@ -1,10 +1,12 @@
 """The state of optimizers as data, brought back bit by bit."""
 
 import copy
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from trainlab.checkpoint import Parts, is_sharded, place_as_part, place_like, without_parts
@@ -19,6 +21,23 @@ __all__ = [
 ]
 
 _KEYS = ("type", "shapes", "state", "param_groups")
+# What torch's own optimizers keep of a parameter from its first step on, of the parameter's shape; below, what they may
+# keep besides. An optimizer that is not named here keeps what it likes.
+_KEPT = {
+    "ASGD": ("ax",),
+    "Adadelta": ("square_avg", "acc_delta"),
+    "Adagrad": ("sum",),
+    "Adam": ("exp_avg", "exp_avg_sq"),
+    "AdamW": ("exp_avg", "exp_avg_sq"),
+    "Adamax": ("exp_avg", "exp_inf"),
+    "NAdam": ("exp_avg", "exp_avg_sq"),
+    "RAdam": ("exp_avg", "exp_avg_sq"),
+    "RMSprop": ("square_avg",),
+    "Rprop": ("prev", "step_size"),
+    "SGD": (),
+    "SparseAdam": ("exp_avg", "exp_avg_sq"),
+}
+_MAY_BE_KEPT = ("max_exp_avg_sq", "momentum_buffer", "grad_avg")
 
 
 def owned_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
@@ -74,7 +93,8 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, 
         state: what ``optimizer_state_dict`` gave.
 
     Raises:
-        CheckpointMismatchError: kind, groups, or the number or shapes of parameters differ.
+        CheckpointMismatchError: kind, groups, or the number or shapes of parameters differ, or what is kept of a
+            parameter, or a setting, is none.
     """
     faults = _faults(optimizer, state)
     if faults:
@@ -151,6 +171,8 @@ def _faults(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> list[
     here = type(optimizer).__qualname__
     if state["type"] != here:
         return [f"it is the state of a {state['type']}"]
+    if not _has_form(state):
+        return ["its entries are not those of an optimizer's state"]
     live, saved = optimizer.param_groups, state["shapes"]
     if not len(live) == len(saved) == len(state["param_groups"]):
         return [f"it has {len(state['param_groups'])} parameter groups, and the optimizer has {len(live)}"]
@@ -166,4 +188,77 @@ def _faults(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> list[
                     f"parameter {number} of group {index} has the shape {tuple(shape)} there "
                     f"and {tuple(parameter.shape)} here"
                 )
+        faults += _setting_faults(index, group, optimizer, state["param_groups"][index])
+    return faults or list(_kept_faults(optimizer, state))
+
+
+def _has_form(state: Mapping[str, Any]) -> bool:
+    groups, shapes = state["param_groups"], state["shapes"]
+    return (
+        isinstance(state["state"], Mapping)
+        and isinstance(groups, list | tuple)
+        and all(isinstance(group, Mapping) and isinstance(group.get("params"), list | tuple) for group in groups)
+        and isinstance(shapes, list | tuple)
+        and all(isinstance(of_group, list | tuple) for of_group in shapes)
+        and all(isinstance(shape, list | tuple) for of_group in shapes for shape in of_group)
+    )
+
+
+def _setting_faults(
+    index: int, group: Mapping[str, Any], optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]
+) -> list[str]:
+    """What is wrong with the settings of a group: numbers, and tuples of them.
+
+    Flags are left to the optimizer: they come and go with the versions of torch, which sets those that are missing.
+    """
+    faults = []
+    fills_in = not type(optimizer).__setstate__.__module__.startswith("torch.")
+    for key, default in getattr(optimizer, "defaults", {}).items():
+        kind = _setting_kind(group.get(key))
+        if key not in saved:
+            if _setting_kind(default) is not None and not isinstance(default, bool) and not fills_in:
+                faults.append(f"group {index} has no {key} there")
+        elif kind is not None and saved[key] is not None and _setting_kind(saved[key]) != kind:
+            faults.append(f"{key} of group {index} is a {type(saved[key]).__name__} there and a {kind} here")
     return faults
+
+
+def _setting_kind(value: Any) -> str | None:
+    if isinstance(value, torch.Tensor | Parts):
+        return "number" if math.prod(value.shape) == 1 else None
+    if isinstance(value, bool | int | float | complex | np.number):
+        return "number"
+    return "tuple" if isinstance(value, list | tuple) else None
+
+
+def _kept_faults(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with what is kept of the parameters; those that have had no gradient yet have nothing."""
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = dict(zip(numbers, owned_parameters(optimizer), strict=True))
+    is_torchs = type(optimizer).__module__.startswith("torch.optim.")
+    needed = _KEPT.get(type(optimizer).__name__) if is_torchs else None
+    for number, kept in state["state"].items():
+        if number not in parameters:
+            if isinstance(number, int):
+                yield f"it has the state of a parameter {number} that is in no group"
+        elif needed is not None and not isinstance(kept, Mapping):
+            yield f"the state of parameter {number} is a {type(kept).__name__}"
+        elif needed is not None and kept:
+            missing = [key for key in (*needed, *(["step"] if needed else [])) if key not in kept]
+            if missing:
+                yield f"of parameter {number} there is no {', '.join(missing)}"
+            for key in (*needed, *_MAY_BE_KEPT):
+                is_there = key in kept and not (kept[key] is None and key in _MAY_BE_KEPT)
+                if is_there and _shape(kept[key]) != tuple(parameters[number].shape):
+                    yield f"{key} of parameter {number} is {_told(kept[key])}"
+            if "step" in kept and _setting_kind(kept["step"]) != "number":
+                yield f"step of parameter {number} is {_told(kept['step'])}"
+
+
+def _shape(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape) if isinstance(value, torch.Tensor | Parts) else None
+
+
+def _told(value: Any) -> str:
+    shape = _shape(value)
+    return f"a {type(value).__name__}" if shape is None else f"a tensor of shape {shape}"
