@@ -79,6 +79,47 @@ def test_a_loop_that_breaks_begins_the_next_epoch_then() -> None:
     assert read(other) == epochs[1]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("seed", [0, 4, -1, 2**64 - 1])
+def test_the_seed_comes_with_the_state(seed: int, workers: int, tmp_path: Path) -> None:
+    """A new run that draws another seed goes on in the saved run's order: each record once, and the same epochs."""
+    options: Any = {"shuffle": True, "batch_size": 3, "num_workers": workers}
+    whole = BetterDataLoader(DATA, random_seed=seed, **options)
+    epochs = [read(whole) for _ in range(2)]
+    loader = BetterDataLoader(DATA, random_seed=seed, **options)
+    iterator = iter(loader)
+    assert next(iterator).tolist() == epochs[0][0]
+    place = trainlab.save_checkpoint(loader, tmp_path / "saved")
+    del iterator
+    other = BetterDataLoader(DATA, random_seed=99, **options)
+    other.load_state_dict(trainlab.load_checkpoint(place))
+    assert [read(other), read(other)] == [epochs[0][1:], epochs[1]]
+
+
+def test_another_batch_size_goes_on_at_the_same_record() -> None:
+    """The place is in records, so that batches may have another size from there on."""
+    loader = BetterDataLoader(DATA, True, 4, batch_size=3)
+    iterator = iter(loader)
+    given = next(iterator).tolist()
+    other = BetterDataLoader(DATA, True, batch_size=5)
+    other.load_state_dict(loader.state_dict())
+    rest = read(other)
+    assert [len(batch) for batch in rest] == [5, 2] and sorted(given + rest[0] + rest[1]) == DATA
+
+
+def test_other_data_is_taken_at_an_epochs_beginning_alone() -> None:
+    """In the middle of an epoch another length, or another shuffle, is an error; between two of them it is a change."""
+    loader = BetterDataLoader(DATA, True, batch_size=3)
+    others = [BetterDataLoader(DATA + DATA, True, batch_size=3), BetterDataLoader(DATA, batch_size=3)]
+    between = loader.state_dict()
+    iterator = iter(loader)
+    next(iterator)
+    for other in others:
+        with pytest.raises(CheckpointMismatchError, match="middle of an epoch, after 3 records"):
+            other.load_state_dict(loader.state_dict())
+        other.load_state_dict(between)
+
+
 def test_two_iterations_at_once_are_two_epochs() -> None:
     """`zip(loader, loader)` reads two epochs side by side; the state is that of the later one."""
     loader, other = (BetterDataLoader(DATA, shuffle=True, batch_size=3) for _ in range(2))
@@ -129,7 +170,7 @@ def test_wrong_arguments_are_told() -> None:
     """A seed that is none, and a state of something else, are errors at once."""
     with pytest.raises(InvalidTypeError, match="random_seed"):
         BetterDataLoader(DATA, random_seed="1")  # type: ignore[arg-type]
-    with pytest.raises(CheckpointMismatchError, match="batches, epoch, records, stream"):
+    with pytest.raises(CheckpointMismatchError, match="batches, epoch, length, records, seed, shuffle, stream"):
         BetterDataLoader(DATA).load_state_dict(json.loads('{"epoch": 1}'))
 
 
@@ -148,11 +189,23 @@ def test_a_trainer_takes_the_seed_of_a_loader() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"epoch": "x"}, {"epoch": True}, {"records": -1}, {"batches": None}, {"stream": 3}, {"records": 11}],
+    [
+        {"epoch": "x"},
+        {"epoch": True},
+        {"records": -1},
+        {"batches": None},
+        {"stream": 3},
+        {"stream": {"junk": 1}},
+        {"stream": {"epoch": 0, "held": False, "held_rng": None, "source": 3}},
+        {"records": 11},
+        {"seed": -1},
+        {"length": 11},
+        {"shuffle": True},
+    ],
     ids=str,
 )
 def test_a_state_that_leads_nowhere_is_refused_and_changes_nothing(wrong: dict[str, Any]) -> None:
-    """Numbers that are none, and records beyond the data set, are errors at once and not an empty epoch."""
+    """Entries that are none, and a place in another order or beyond the data set, are errors at once."""
     loader = BetterDataLoader(DATA, batch_size=3)
     iterator = iter(loader)
     next(iterator)

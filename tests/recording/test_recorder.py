@@ -1,6 +1,9 @@
 """The Recorder of a loop of one's own: what it writes, and what is left after crashes."""
 
+import copy
+import csv
 import json
+import logging
 import os
 import signal
 from pathlib import Path
@@ -16,6 +19,7 @@ from tests.distributed.ranks import run_ranks, start_ranks
 from trainlab import Counter, Recorder
 from trainlab.distributed import init_distributed
 from trainlab.errors import CheckpointMismatchError, InvalidStateError, InvalidTypeError, InvalidValueError
+from trainlab.recording import series
 
 
 def rows(folder: Path) -> list[str]:
@@ -155,6 +159,39 @@ def test_an_unknown_backend_is_an_error_that_lists_the_known() -> None:
         Recorder("x", backends=["csv", "wandb"])
 
 
+def test_backends_that_are_no_names_are_an_error_that_lists_the_known() -> None:
+    """What is no list at all is told like a misspelt name."""
+    with pytest.raises(InvalidTypeError, match="Received: 3. Allowed: 'console'"):
+        Recorder("x", backends=3)  # type: ignore[arg-type]
+
+
+def test_a_number_beyond_all_floats_is_an_error(tmp_path: Path) -> None:
+    """An int that no float can hold is told with its tag, and not as an overflow."""
+    with pytest.raises(InvalidValueError, match="greater than any.*'loss'"):
+        Recorder(tmp_path).scalar("loss", 10**400)
+
+
+def test_a_tag_too_long_for_a_file_is_an_error_of_pictures_alone(tmp_path: Path) -> None:
+    """A picture whose file could not have its name is refused at once; a number may have such a tag."""
+    with Recorder(tmp_path, tensorboard=False) as recorder:
+        with pytest.raises(InvalidValueError, match="306 bytes"):
+            recorder.image("x" * 300, np.zeros((2, 2)))
+        recorder.scalar("x" * 300, 1)
+    assert rows(tmp_path) == [f"0,{'x' * 300},1.0"] and not (tmp_path / "images").exists()
+
+
+def test_a_tag_with_line_breaks_is_read_back_as_it_was(tmp_path: Path) -> None:
+    """Whoever reads scalars.csv finds one row for each number, whatever its tag."""
+    tags = ["a\nb", "5,x\n7,loss", "c\rd", 'e"f']
+    with Recorder(tmp_path, tensorboard=False) as recorder:
+        for tag in tags:
+            recorder.scalar(tag, 1)
+            recorder.step()
+    with (tmp_path / "scalars.csv").open(newline="") as file:
+        _, *found = csv.reader(file)
+    assert found == [[str(step), tag, "1.0"] for step, tag in enumerate(tags)]
+
+
 def test_a_recorder_outside_of_a_run_needs_a_folder() -> None:
     """Without a run there is no folder to guess."""
     with pytest.raises(InvalidStateError, match="output_dir"):
@@ -174,6 +211,130 @@ def test_two_recorders_in_one_folder_are_an_error(tmp_path: Path) -> None:
     del first, second
     Recorder(tmp_path).count = 2
     assert rows(tmp_path) == ["0,x,1.0", "1,x,2.0"]
+
+
+def test_another_process_cannot_record_in_the_same_folder(tmp_path: Path) -> None:
+    """The second of two programs in one folder gets an error, and the first one's numbers are all there."""
+    with Recorder(tmp_path, tensorboard=False) as recorder:
+        record(recorder, 1)
+        (told,) = run_ranks(recorded_too, 1, str(tmp_path))
+        record(recorder, 1)
+    assert "Another Recorder writes to this folder" in told
+    assert rows(tmp_path) == ["0,train/loss,0.0", "1,train/loss,0.5"]
+    assert run_ranks(recorded_too, 1, str(tmp_path)) == [""]
+
+
+def recorded_too(folder: str) -> str:
+    """Record in a folder; return the error, if there is one."""
+    try:
+        with Recorder(folder, tensorboard=False) as recorder:
+            recorder.scalar("x", 1)
+    except InvalidStateError as error:
+        return str(error)
+    return ""
+
+
+def test_a_child_that_lives_on_keeps_nobody_out(tmp_path: Path) -> None:
+    """A worker that was forked while the recorder was open does not hold the folder after it."""
+    end, kept = os.pipe()
+    recorder = Recorder(tmp_path, tensorboard=False)
+    record(recorder, 1)
+    child = os.fork()
+    if child == 0:
+        os.close(kept)
+        os.read(end, 1)
+        os._exit(0)
+    # As if this process was killed: nothing unlocks, the descriptor is closed.
+    output = recorder._made
+    assert output is not None and output._exclusion is not None
+    output._exclusion.leave_to_parent()
+    try:
+        assert run_ranks(recorded_too, 1, str(tmp_path)) == [""]
+    finally:
+        os.close(kept)
+        os.waitpid(child, 0)
+        os.close(end)
+        recorder.close()
+
+
+@pytest.mark.parametrize(("before", "times"), [(0, 1), (3, 1), (3, 3)])
+def test_going_back_in_one_process_repeats_no_step(before: int, times: int, tmp_path: Path) -> None:
+    """A loop that loads its own earlier state, as after a NaN, has each step once in all files, however often."""
+    with Recorder(tmp_path, backends=["csv", "jsonl", "tensorboard"]) as recorder:
+        record(recorder, before)
+        state = copy.deepcopy(recorder.state_dict())
+        for _ in range(times):
+            record(recorder, 3)
+            recorder.load_state_dict(state)
+            assert recorder.count == before
+        record(recorder, 7 - before)
+    assert rows(tmp_path) == [f"{step},train/loss,{step / 2}" for step in range(7)]
+    lines = (tmp_path / "scalars.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(7))
+    assert sorted(one.step for one in events(tmp_path).Scalars("train/loss")) == list(range(7))
+
+
+def test_going_back_before_the_first_step_repeats_nothing(tmp_path: Path) -> None:
+    """What was recorded at the count of a state, and then again after loading it, is there once."""
+    with Recorder(tmp_path, tensorboard=False) as recorder:
+        recorder.scalar("x", 1)
+        state = copy.deepcopy(recorder.state_dict())
+        recorder.scalar("y", 2)
+        recorder.load_state_dict(state)
+        recorder.scalar("y", 2)
+    assert rows(tmp_path) == ["0,x,1.0", "0,y,2.0"]
+
+
+def test_what_was_recorded_before_another_runs_state_is_loaded_stays(tmp_path: Path) -> None:
+    """A new run that goes on from another one's checkpoint keeps the parameters that it recorded before it."""
+    with Recorder(tmp_path / "a") as first:
+        record(first, 2)
+        state = first.state_dict()
+    with Recorder(tmp_path / "b") as second:
+        second.params({"lr": 1})
+        assert second.state_dict()["series"] is not None  # as a context asks for it before it loads
+        second.load_state_dict(state)
+        record(second, 2)
+    assert events(tmp_path / "b").Tags()["tensors"] == ["params/text_summary"]
+    assert sorted(one.step for one in events(tmp_path / "b").Scalars("train/loss")) == [2, 3]
+
+
+# TensorBoard's own thread dies of the full disk.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("backend", ["csv", "jsonl", "tensorboard"])
+def test_a_full_disk_is_told_once_and_ends_no_loop(
+    small_disk: Path, backend: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the disk is full what is recorded is lost, told once and without a file for each; later it is not."""
+    monkeypatch.setattr(series, "_WRITE_SECONDS", 0.0)  # each step is written by itself
+    recorder = Recorder(small_disk / "run", backends=[backend])
+    record(recorder, 1)
+    recorder.flush()
+    filler = small_disk / "filler"
+    with pytest.raises(OSError, match="No space"), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(b"x" * 512)
+    for _ in range(100):
+        recorder.scalar("long", 1)
+        recorder.image("x", np.random.default_rng(0).random((64, 64)))
+        record(recorder, 20)
+    assert len([path for path in (small_disk / "run").rglob("*") if path.is_file()]) <= 3
+    monkeypatch.setattr(series, "_RETRY_SECONDS", 0.0)
+    record(recorder, 20)
+    with pytest.raises(OSError, match="No space"):
+        recorder.flush()
+    told = [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
+    assert len(told) == (1 if backend == "tensorboard" else 2), told  # of the numbers, and of the pictures
+    filler.unlink()
+    first = recorder.count
+    record(recorder, 2)
+    recorder.image("y", np.zeros((2, 2)))
+    recorder.close()
+    if backend == "csv":
+        assert rows(small_disk / "run")[-2:] == [f"{step},train/loss,{step / 2}" for step in (first, first + 1)]
+        assert [path.name for path in (small_disk / "run" / "images").iterdir()] == [f"y-{first + 2}.png"]
+    if backend == "tensorboard":
+        assert {first, first + 1} <= {one.step for one in events(small_disk / "run").Scalars("train/loss")}
 
 
 def crash(folder: str) -> None:
@@ -340,6 +501,20 @@ def test_a_recorder_that_was_closed_goes_on_with_its_own_files(tmp_path: Path) -
         record(recorder, 1)
         recorder.close()
     assert rows(tmp_path) == ["0,train/loss,0.0", "1,train/loss,0.5"]
+
+
+def test_a_counter_saves_only_what_it_can_load() -> None:
+    """Ints of numpy and torch become Python's own; what is no int is told where it is set."""
+    counter = Counter(np.int64(3))  # type: ignore[arg-type]
+    counter.count += 1
+    assert type(counter.state_dict()["count"]) is int
+    counter.count = torch.tensor(7)  # type: ignore[assignment]
+    for wrong in (1.5, "x", None, True):
+        with pytest.raises(InvalidTypeError, match="A count is an int"):
+            counter.count = wrong  # type: ignore[assignment]
+    again = Counter()
+    again.load_state_dict(counter.state_dict())
+    assert again.count == 7
 
 
 @pytest.mark.parametrize("count", ["x", None, True, 1.5])

@@ -16,7 +16,7 @@ from trainlab.checkpoint.layout import NAME, remove_checkpoint
 from trainlab.checkpoint.matching import shown
 from trainlab.checkpoint.retention import Entry, Retention, expired
 from trainlab.errors import InvalidValueError, RunFolderError
-from trainlab.runs.remote_folder import LOCK
+from trainlab.runs.names import LOCK
 from trainlab.storage import Store
 
 __all__ = ["Removal", "plan_removal", "remove", "run_kept_from_starting"]

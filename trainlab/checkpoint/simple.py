@@ -2,13 +2,15 @@
 
 import itertools
 import logging
+import math
+import operator
 import os
 import platform
 import re
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy
 import torch
@@ -17,7 +19,7 @@ from torch import nn
 from trainlab import __version__
 from trainlab.checkpoint.classes import parts_of
 from trainlab.checkpoint.encoding import path_text
-from trainlab.checkpoint.layout import is_unfinished, split_location
+from trainlab.checkpoint.layout import has_lost_its_manifest, is_unfinished, split_location
 from trainlab.checkpoint.manifest import LARGEST_MANIFEST, MANIFEST, read_sequence
 from trainlab.checkpoint.reader import Checkpoint
 from trainlab.checkpoint.sharding import only_parts
@@ -40,8 +42,9 @@ _saves = itertools.count(1)
 
 def save_checkpoint(
     state: Any,
-    path: str | os.PathLike[str] | int,
+    path: str | os.PathLike[str] | int | None = None,
     *,
+    id: str | os.PathLike[str] | int | None = None,
     weights: nn.Module | Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Path | str:
@@ -58,7 +61,9 @@ def save_checkpoint(
             tuples of plain data, tensors and arrays, and of models, optimizers and the like their ``state_dict()``.
         path: The checkpoint's folder, a path or a URL such as ``s3://bucket/run/batch-0000500``, of any name. Nothing
             may be there; the folders above it are made. In a running experiment a bare name lies in the run's folder,
-            and an int ``n`` is ``checkpoint-n`` there.
+            and an int ``n`` is ``checkpoint-n`` there: also in the place of one that cannot be read, which is moved
+            aside.
+        id: The same as ``path``, as pystematic calls it.
         weights: What ``load_weights`` and other programs are to read, as safetensors: a module or its state dict, or
             several of them by name. Default none.
         storage_options: For the file system of a URL, as fsspec takes them; default none.
@@ -69,15 +74,16 @@ def save_checkpoint(
     Raises:
         CheckpointError: There is something at ``path``, it cannot be written, or ``state`` holds what a checkpoint
             cannot; nothing of it is left then.
-        InvalidTypeError: ``state`` holds an object in place of its state dict, or ``weights`` are none.
+        InvalidTypeError: ``state`` holds an object in place of its state dict, ``weights`` are none, or ``path`` is no
+            place.
         InvalidStateError: ``path`` is a number, and no experiment is running.
     """
     if get_num_processes() > 1:
-        return _save_together(state, path, weights, storage_options, init_distributed())
+        return _save_together(state, (path, id), weights, storage_options, init_distributed())
     snapshot = _laid_out(_state_of(state), weights)
-    parent, name = split_location(_place(path))
+    parent, name = split_location(_place(_path_of(path, id)))
     store = open_store(parent, storage_options)
-    _remove_killed_save(store, name)
+    _make_room(store, name)
     return _written(Target(store, name, _next_sequence(store)), snapshot)
 
 
@@ -93,9 +99,8 @@ def newest_of_run(folder: str | os.PathLike[str]) -> Path | str | None:
     store = open_store(folder, None)
     numbered = [name for name in store.folders() if _NUMBERED.fullmatch(name)]
     sequences = {name: _sequence_of(store, name) for name in numbered}
-    for name in sorted(numbered, key=lambda name: sequences[name], reverse=True):
-        if not sequences[name]:
-            continue
+    # Those that do not tell their number come first, so that they are told.
+    for name in sorted(numbered, key=lambda name: sequences[name] or math.inf, reverse=True):
         try:
             Checkpoint.open_in(store, name).close()
         except CheckpointError as error:
@@ -107,7 +112,7 @@ def newest_of_run(folder: str | os.PathLike[str]) -> Path | str | None:
 
 def _save_together(
     state: Any,
-    path: str | os.PathLike[str] | int,
+    place: tuple[Any, Any],
     weights: Any,
     storage_options: Mapping[str, Any] | None,
     context: DistributedContext,
@@ -118,7 +123,7 @@ def _save_together(
     try:
         state = _state_of(state)
         snapshot = _laid_out(only_parts(state) if rank else state, weights, rank=rank, ranks=ranks)
-        parent, name = split_location(_place(path))
+        parent, name = split_location(_place(_path_of(*place)))
         store = open_store(parent, storage_options)
     except Exception as raised:
         error = raised
@@ -130,7 +135,7 @@ def _save_together(
     failed = [(number, one["error"]) for number, one in enumerate(told) if one["error"]]
     if failed:
         raise CheckpointError(f"Rank {failed[0][0]}: {failed[0][1]}")
-    context.on_chief(lambda: _remove_killed_save(store, name))
+    context.on_chief(lambda: _make_room(store, name))
     sequence = context.on_chief(lambda: _next_sequence(store))
     target, laid_out = Target(store, name, sequence), snapshot
     if not any(one["parts"] for one in told):
@@ -199,7 +204,7 @@ def load_checkpoint(
         CheckpointNotFoundError: There is no checkpoint at ``path``.
         CheckpointDamagedError: It is not what was written.
         CheckpointError: What is there cannot be read.
-        InvalidTypeError: ``map_location`` is neither a text nor a device.
+        InvalidTypeError: ``map_location`` is neither a text nor a device, or ``path`` is no place.
         InvalidValueError: There is no such device.
         InvalidStateError: ``path`` is a number, and no experiment is running.
     """
@@ -219,17 +224,29 @@ def _state_of(state: Any) -> Any:
     return state.state_dict()
 
 
+def _path_of(path: Any, id: Any) -> Any:
+    """What the caller of ``save_checkpoint`` gave, under either name."""
+    if (path is None) == (id is None):
+        raise InvalidTypeError(
+            f"A checkpoint is saved at one place: a path, or a number in an experiment. Received: {path!r}"
+            f"{'' if id is None else f' and id={id!r}'}. Pass one of them."
+        )
+    return id if path is None else path
+
+
 def _place(path: str | os.PathLike[str] | int, *, is_read: bool = False) -> str | os.PathLike[str]:
     """Where a checkpoint lies, with what the running experiment says."""
     run = current_run()
-    if isinstance(path, int):
+    if isinstance(path, bool) or not isinstance(path, str | os.PathLike | SupportsIndex):
+        raise InvalidTypeError(f"A checkpoint's place is a path, a URL or an int. Received: {path!r}.")
+    if isinstance(path, SupportsIndex):
         if run is None:
             raise InvalidStateError(
                 f"A checkpoint with a number lies in the folder of the running experiment, and none is running. "
                 f"Received: {path}. Pass a path."
             )
-        return run.output_dir / f"checkpoint-{path}"
-    if run is None or not isinstance(path, str | os.PathLike):
+        return run.output_dir / f"checkpoint-{operator.index(path)}"
+    if run is None:
         return path
     name = os.fspath(path)
     is_bare = bool(name) and os.path.basename(name) == name and name not in (".", "..", "~")
@@ -238,14 +255,30 @@ def _place(path: str | os.PathLike[str] | int, *, is_read: bool = False) -> str 
     return run.output_dir / name
 
 
-def _remove_killed_save(store: Store, name: str) -> None:
-    """Make room where a killed save of the same run has left a folder that never became a checkpoint."""
+def _make_room(store: Store, name: str) -> None:
+    """Make room where the same run has left what is no checkpoint any more, or never became one."""
     run = current_run()
     if run is None or store.location() != run.output_dir or name not in store.folders():
         return
     if is_unfinished(store, name):
         store.remove_folder(name)
         _logger.warning("Removed %s, a checkpoint that was never finished.", store.location(name))
+    elif (error := _damage(store, name)) is not None:
+        names = (f"{name}.damaged-{number}" for number in itertools.count(1))
+        aside = next(one for one in names if not os.path.lexists(run.output_dir / one))
+        os.rename(run.output_dir / name, run.output_dir / aside)
+        _logger.error("Moved a checkpoint that cannot be read to %s, for its place is needed. %s", aside, error)
+
+
+def _damage(store: Store, name: str) -> CheckpointError | None:
+    """Why a checkpoint cannot be read; None if it can, or is something else."""
+    if not os.path.lexists(store.location(f"{name}/{MANIFEST}")) and not has_lost_its_manifest(store, name):
+        return None
+    try:
+        Checkpoint.open_in(store, name).close()
+    except CheckpointError as error:
+        return error
+    return None
 
 
 def _weights_of(weights: Any) -> dict[str, dict[str, torch.Tensor]]:

@@ -12,7 +12,10 @@ from trainlab.errors import CheckpointMismatchError, InvalidTypeError
 
 __all__ = ["BetterDataLoader"]
 
-_KEYS = {"epoch", "records", "batches", "stream"}
+_KEYS = {"epoch", "records", "batches", "stream", "seed", "shuffle", "length"}
+_NUMBERS = ("epoch", "records", "batches", "seed")
+_OF_STREAM = {"epoch", "held", "held_rng", "source"}
+_BEGINNING: dict[str, Any] = {"records": 0, "batches": 0, "stream": None}
 
 
 class BetterDataLoader(DataLoader):
@@ -20,8 +23,8 @@ class BetterDataLoader(DataLoader):
 
     Each iteration is an epoch with an order of its own, a function of the seed and the epoch's number; nobody has to
     call ``set_epoch``. With a process group, each rank gets its piece of every batch, all pieces of the same size: a
-    batch that cannot be divided so is filled up with its own first records. ``state_dict`` tells where the loop is; a
-    loader with that state goes on after the last batch that was given, in the middle of an epoch too.
+    batch that cannot be divided so is filled up with its own first records. ``state_dict`` tells where the loop is, and
+    the seed; a loader with that state goes on after the last batch that was given, in the middle of an epoch too.
 
     Args:
         dataset: As ``DataLoader``'s.
@@ -61,7 +64,7 @@ class BetterDataLoader(DataLoader):
         position, self._position = self._position, None
         stream = self._open_stream()
         epoch, self._epoch = self._epoch, self._epoch + 1
-        begun: dict[str, Any] = position or {"records": 0, "batches": 0, "stream": None}
+        begun = position or _BEGINNING
         self._stream, self._given = stream, begun["batches"]
         stream.start_epoch(epoch, records=begun["records"], batches=begun["batches"], state=begun["stream"])
         return self._batches(stream)
@@ -70,49 +73,53 @@ class BetterDataLoader(DataLoader):
         """Tell where the loop is.
 
         Returns:
-            The epoch, and the position in it after the last batch that was given.
+            The epoch, the position in it after the last batch that was given, and what the order depends on.
         """
-        if self._stream is None:
-            position = self._position or {"records": 0, "batches": 0, "stream": None}
-            return {"epoch": self._epoch, **position}
-        stream = self._stream
-        return {
-            "epoch": self._epoch - 1,
-            "records": stream.position(),
-            "batches": self._given,
-            "stream": stream.state_dict(),
-        }
+        order = {"seed": self.generator_seed, "shuffle": self.shuffle, "length": self._length()}
+        if (stream := self._stream) is None:
+            return {"epoch": self._epoch, **(self._position or _BEGINNING), **order}
+        position = {"records": stream.position(), "batches": self._given, "stream": stream.state_dict()}
+        return {"epoch": self._epoch - 1, **position, **order}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Let the next iteration go on where another one was.
+        """Let the next iteration go on where another one was, with its seed; the batch size may be another one.
 
         Args:
             state: What ``state_dict`` gave.
 
         Raises:
-            CheckpointMismatchError: It is no such state, or one of more records than there are here.
+            CheckpointMismatchError: It is no such state; or it is one of the middle of an epoch, and there the loader
+                had another length, or had ``shuffle`` where it is not now.
         """
         if not isinstance(state, Mapping) or set(state) != _KEYS:
             raise CheckpointMismatchError(
                 f"The state of a BetterDataLoader has the entries {', '.join(sorted(_KEYS))}. Received: {state!r:.200}."
             )
-        wrong = [key for key in ("epoch", "records", "batches") if not _is_number(state[key])]
-        if wrong or not isinstance(state["stream"], Mapping | None):
+        wrong = [key for key in _NUMBERS if not _is_number(state[key])]
+        if wrong or not _is_of_stream(state["stream"]):
             raise CheckpointMismatchError(
-                "In the state of a BetterDataLoader epoch, records and batches are ints of at least 0, and stream is a "
-                f"mapping or None. Received: {state!r:.200}."
+                f"In the state of a BetterDataLoader {', '.join(_NUMBERS)} are ints of at least 0, and stream is None "
+                f"or has the entries {', '.join(sorted(_OF_STREAM))}. Received: {state!r:.200}."
             )
-        most = self._most_records()
-        if most is not None and state["records"] > most:
-            raise CheckpointMismatchError(
-                f"The state of a BetterDataLoader lies beyond its data set. Received: {state['records']} records of "
-                f"{most}. Load it into a loader of the data set that it was saved with."
-            )
+        self._check_order(state)
         self._stream = None
         self._epoch = state["epoch"]
-        self._position = {key: state[key] for key in ("records", "batches", "stream")}
+        self._position = {key: state[key] for key in _BEGINNING}
+        self.generator_seed = state["seed"]
 
-    def _most_records(self) -> int | None:
+    def _check_order(self, state: Mapping[str, Any]) -> None:
+        """Refuse a position that lies elsewhere in the order that this loader has."""
+        had = {key: state[key] for key in ("shuffle", "length")}
+        has = {"shuffle": self.shuffle, "length": self._length()}
+        is_beyond = has["length"] is not None and state["records"] > has["length"]
+        if is_beyond or (state["records"] and had != has):
+            raise CheckpointMismatchError(
+                f"The state of a BetterDataLoader is of the middle of an epoch, after {state['records']} records, and "
+                f"does not fit this one. Received: {had}, where there is {has}. Load it into a loader like the one "
+                "that it is of; only the batch size may be another one."
+            )
+
+    def _length(self) -> int | None:
         """The records of an epoch; None where that is not known."""
         read = self.dataset if self.own_sampler is None else self.own_sampler
         is_known = not (self.iterable or self.sharded or self.batch_size is None) and hasattr(read, "__len__")
@@ -141,6 +148,12 @@ class BetterDataLoader(DataLoader):
             if self._stream is stream:
                 self._stream = None
             stream.close()
+
+
+def _is_of_stream(value: Any) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, Mapping) and set(value) == _OF_STREAM and isinstance(value["source"], Mapping)
 
 
 def _is_number(value: Any) -> bool:

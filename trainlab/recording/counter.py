@@ -1,5 +1,6 @@
 """Counter: a number that is saved and restored with a context."""
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,14 +15,27 @@ class Counter:
     Args:
         count: What to begin with. Default 0.
 
-    Attributes:
-        count: How many; it can be set.
+    Raises:
+        InvalidTypeError: It is no int.
 
     Source: ``pystematic.Counter``.
     """
 
     def __init__(self, count: int = 0) -> None:
         self.count = count
+
+    @property
+    def count(self) -> int:
+        """How many; it can be set.
+
+        Raises:
+            InvalidTypeError: What it is set to is no int.
+        """
+        return self._count
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._count = checked_count(count)
 
     def step(self) -> None:
         """Count one more."""
@@ -43,21 +57,24 @@ class Counter:
         """
         if not isinstance(state, Mapping) or set(state) != {"count"}:
             raise CheckpointMismatchError(f"The state of a Counter is {{'count': n}}. Received: {state!r:.200}.")
-        self.count = checked_count(state["count"])
+        self.count = state["count"]
 
     def __repr__(self) -> str:
         return f"Counter({self.count})"
 
 
 def checked_count(count: Any) -> int:
-    """Return a count, which must be an int.
+    """Return a count as Python's int.
 
     Args:
-        count: It.
+        count: An int of Python's, numpy's or torch's.
 
     Raises:
         InvalidTypeError: It is none.
     """
-    if isinstance(count, bool) or not isinstance(count, int):
-        raise InvalidTypeError(f"A count is an int. Received: {count!r}.")
-    return count
+    try:
+        if not isinstance(count, bool):
+            return operator.index(count)
+    except TypeError:
+        pass
+    raise InvalidTypeError(f"A count is an int. Received: {count!r}.")

@@ -9,6 +9,9 @@ from trainlab.recording.record import Record, scalars
 
 __all__ = ["CsvBackend"]
 
+# A tag with one of these characters is put into quotes.
+_END = "\r\n"
+
 
 class CsvBackend:
     """Writes each scalar of a record as a row ``step,tag,value`` below a header; the tags are those of TensorBoard.
@@ -49,5 +52,5 @@ class CsvBackend:
 
 def _row(*cells: object) -> str:
     text = io.StringIO()
-    csv.writer(text, lineterminator="").writerow(cells)
-    return text.getvalue()
+    csv.writer(text, lineterminator=_END).writerow(cells)
+    return text.getvalue().removesuffix(_END)

@@ -11,6 +11,7 @@ from trainlab.errors import InvalidStateError
 from trainlab.recording.console import ConsoleBackend
 from trainlab.recording.csv import CsvBackend
 from trainlab.recording.earlier import keep_before
+from trainlab.recording.exclusion import Exclusion
 from trainlab.recording.jsonl import JsonlBackend
 from trainlab.recording.pictures import PictureFiles
 from trainlab.recording.record import Record
@@ -29,7 +30,7 @@ _MAKE: dict[str, Callable[[Path], Backend]] = {
 BACKENDS = tuple(_MAKE)
 _PARAMS = "recorded_params.yaml"
 
-# Two in one folder would cut each other's files.
+# Two in one folder would cut each other's files; those of other processes are excluded by a lock.
 _open: "weakref.WeakValueDictionary[Path, Output]" = weakref.WeakValueDictionary()
 
 
@@ -53,12 +54,14 @@ class Output:
                 f"Another Recorder writes to this folder. Received: {folder}. Use that one, close it, or pass an "
                 "output_dir of its own."
             )
+        writes_files = bool(backends) and backends != ["console"]
+        self._exclusion = Exclusion(folder) if writes_files else None
         made = {name: _MAKE[name](folder) for name in backends}
         self._series = Series(folder, list(made.values()))
         tensorboard = made.get("tensorboard")
         self._tensorboard = tensorboard if isinstance(tensorboard, TensorBoardBackend) else None
         self._pictures = PictureFiles(folder) if {"csv", "jsonl"} & set(backends) else None
-        self._params_file = folder / _PARAMS if backends and backends != ["console"] else None
+        self._params_file = folder / _PARAMS if writes_files else None
         self._pid = os.getpid()
         self._folder = folder
         self._is_open = True
@@ -124,6 +127,7 @@ class Output:
             count: the first that is recorded now.
         """
         if self._waiting is None:
+            self._series.go_on()
             return
         if count:
             paths = {path.relative_to(self._folder).as_posix(): path for path in self._series.files()}
@@ -142,6 +146,7 @@ class Output:
 
     def go_on(self) -> None:
         """Write after what is there."""
+        self._series.go_on()
         waiting, self._waiting = self._waiting, None
         for write in waiting or ():
             write()
@@ -170,9 +175,13 @@ class Output:
             return
         self._is_open = False
         _open.pop(self._folder, None)
-        self.write_gathered()
-        self.go_on()
-        self._series.close()
+        try:
+            self.write_gathered()
+            self.go_on()
+            self._series.close()
+        finally:
+            if self._exclusion is not None:
+                self._exclusion.end()
 
     def _do(self, write: Callable[[], None]) -> None:
         if self._waiting is None:
@@ -185,10 +194,10 @@ class Output:
         return bool(has_params or self._series.files() or (self._pictures is not None and self._pictures.files()))
 
     def _write_picture(self, kind: str, count: int, tag: str, array: Any) -> None:
-        if self._pictures is not None:
-            self._pictures.write(kind, tag, count, array)
-        if self._tensorboard is not None:
-            self._tensorboard.writer.add_image(tag, array, count, dataformats="HWC")
+        if (pictures := self._pictures) is not None:
+            self._series.attempt(pictures, lambda: pictures.write(kind, tag, count, array))
+        if (board := self._tensorboard) is not None:
+            self._series.attempt(board, lambda: board.writer.add_image(tag, array, count, dataformats="HWC"))
 
     def _write_params(self, count: int, text: str) -> None:
         file = self._params_file

@@ -1,6 +1,7 @@
 """Images and figures as arrays, and as files with the count in their names."""
 
 import io
+import os
 import re
 import sys
 from pathlib import Path
@@ -12,9 +13,11 @@ import torch
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, MissingDependencyError
 
-__all__ = ["PictureFiles", "figure_array", "image_array"]
+__all__ = ["PictureFiles", "figure_array", "image_array", "picture_name"]
 
 _CHANNELS = (1, 3, 4)
+# Of a file, on every system.
+_LONGEST_NAME = 255
 _NAME = re.compile(r".*-([0-9]+)\.(png|jpg)", re.DOTALL)
 
 
@@ -37,10 +40,17 @@ class PictureFiles:
             count: when it was recorded.
             array: uint8 of shape (H, W, C).
         """
-        folder = self._folder / kind
-        folder.mkdir(parents=True, exist_ok=True)
-        name = f"{tag.replace('/', '.').replace(chr(92), '.')}-{count}.{'png' if kind == 'images' else 'jpg'}"
-        _pil().fromarray(array.squeeze(2) if array.shape[2] == 1 else array).save(folder / name)
+        path = self._folder / kind / picture_name(kind, tag, count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = _pil().fromarray(array.squeeze(2) if array.shape[2] == 1 else array)
+        try:
+            picture.save(path)
+        except OSError:
+            path.unlink(missing_ok=True)  # it is torn
+            raise
+
+    def close(self) -> None:
+        """Do nothing: each picture is whole when it is written."""
 
     def files(self) -> list[Path]:
         """List the files that there are.
@@ -61,6 +71,29 @@ class PictureFiles:
             found = _NAME.fullmatch(path.name)
             if found is not None and (count is None or int(found[1]) > count):
                 path.unlink()
+
+
+def picture_name(kind: str, tag: str, count: int) -> str:
+    """Name a picture's file.
+
+    Args:
+        kind: "images" or "figures".
+        tag: its tag.
+        count: when it was recorded.
+
+    Returns:
+        ``<tag with . for />-<count>`` with its ending.
+
+    Raises:
+        InvalidValueError: no file can have so long a name.
+    """
+    name = f"{tag.replace('/', '.').replace(chr(92), '.')}-{count}.{'png' if kind == 'images' else 'jpg'}"
+    if len(os.fsencode(name)) > _LONGEST_NAME:
+        raise InvalidValueError(
+            f"A picture's tag names its file, and no name has more than {_LONGEST_NAME} bytes. Received: "
+            f"{len(os.fsencode(name))} bytes with {tag!r:.60}…. Shorten it."
+        )
+    return name
 
 
 def image_array(image: Any) -> "np.ndarray[Any, Any]":

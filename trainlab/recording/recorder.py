@@ -3,7 +3,7 @@
 import math
 import os
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +17,7 @@ from trainlab.errors import CheckpointMismatchError, InvalidStateError, InvalidT
 from trainlab.recording.counter import checked_count
 from trainlab.recording.earlier import refuse_to_begin_anew
 from trainlab.recording.output import BACKENDS, Output
-from trainlab.recording.pictures import figure_array, image_array
+from trainlab.recording.pictures import figure_array, image_array, picture_name
 from trainlab.runs.current import current_run
 
 __all__ = ["Recorder"]
@@ -43,6 +43,7 @@ class Recorder:
     Raises:
         InvalidStateError: There is no ``output_dir``, and no experiment is running in this process.
         InvalidValueError: A backend is unknown.
+        InvalidTypeError: ``backends`` is no list of names.
 
     Source: ``pystematic.Recorder``.
     """
@@ -106,7 +107,8 @@ class Recorder:
 
         Raises:
             InvalidTypeError: It is no number.
-            InvalidValueError: It has several elements.
+            InvalidValueError: It has several elements, or is greater than any float.
+            InvalidStateError: Another recorder writes to the same folder, in this process or another one.
         """
         number = _number(_checked_tag(tag), value)
         if (output := self._output()) is not None:
@@ -122,7 +124,7 @@ class Recorder:
                 3 or 4. Floats count from 0 to 1, integers from 0 to 255.
 
         Raises:
-            InvalidValueError: It is of another shape, or out of range.
+            InvalidValueError: It is of another shape, or out of range; or the tag is too long for a file's name.
             InvalidTypeError: It is no image.
         """
         array = image_array(image) if self._output() is not None else None
@@ -136,7 +138,7 @@ class Recorder:
             figure: The figure.
 
         Raises:
-            InvalidValueError: It is none.
+            InvalidValueError: It is none; or the tag is too long for a file's name.
         """
         array = figure_array(figure) if self._output() is not None else None
         self._picture("figures", _checked_tag(tag), array)
@@ -212,6 +214,7 @@ class Recorder:
         self.close()
 
     def _picture(self, kind: str, tag: str, array: Any) -> None:
+        picture_name(kind, tag, self._count)  # which tells of a mistake where it is made
         if array is not None and (output := self._output()) is not None:
             self._note_record()
             output.picture(kind, self._count, tag, array)
@@ -255,6 +258,10 @@ class Recorder:
 
 
 def _checked(names: Sequence[str]) -> list[str]:
+    if not isinstance(names, Iterable):
+        raise InvalidTypeError(
+            f"backends is a list of names. Received: {names!r}. Allowed: {', '.join(map(repr, BACKENDS))}."
+        )
     given = [names] if isinstance(names, str) else list(names)
     unknown = [name for name in given if name not in BACKENDS]
     if unknown:
@@ -309,5 +316,11 @@ def _number(tag: str, value: Any) -> Any:
             return float(value) if value.device.type == "cpu" else value.clone()
         value = value.item()
     if isinstance(value, int | float):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise InvalidValueError(
+                f"A scalar is recorded as a float, and this is greater than any. Received: an int of "
+                f"{value.bit_length()} bits for {tag!r}."  # type: ignore[union-attr]
+            ) from None
     raise InvalidTypeError(f"A scalar is a real number. Received: {value!r:.100} for {tag!r}.")

@@ -19,6 +19,8 @@ logger = logging.getLogger("trainlab.recording")
 
 # Each write wakes the threads of backends, which then take turns with the training: not more often than this.
 _WRITE_SECONDS = 1.0
+# A backend that has failed, as on a full disk, is tried again after this, or at a flush.
+_RETRY_SECONDS = 30.0
 # A file is known again by its first bytes: they hold the time of its first record.
 _BEGINNING = 128
 
@@ -47,6 +49,13 @@ class Backend(Protocol):
         """Flush and close; a later ``write`` opens again."""
 
 
+class Closable(Protocol):
+    """What writes, and can be told to begin anew."""
+
+    def close(self) -> None:
+        """Let go of what is open."""
+
+
 class Series:
     """The series of a run, each step once after any number of crashes and resumes.
 
@@ -65,6 +74,8 @@ class Series:
         self._written_at = -math.inf
         # Why records were lost since the last flush, which tells of it.
         self._failed: OSError | None = None
+        # What cannot write, since when, and why.
+        self._failing: dict[Closable, tuple[float, OSError]] = {}
         # What a Trial writes while it is built is no repetition: the first restore leaves files made since alone.
         self._earlier: set[Path] | None = set(self.files())
 
@@ -82,14 +93,9 @@ class Series:
         """Hand all that was recorded to the operating system: a process killed afterwards loses none of it.
 
         Raises:
-            OSError: a file could not be written; what it had not taken yet is lost, and the next record begins anew.
+            OSError: a file could not be written; what it had not taken yet is lost.
         """
-        self._write_pending()
-        failed, self._failed = self._failed, None
-        for backend in self._backends:
-            failed = self._attempt(backend, backend.flush) or failed
-        if failed is not None:
-            raise failed
+        self._finish([(backend, backend.flush) for backend in self._backends])
 
     def files(self) -> list[Path]:
         """List the files of all backends that there are.
@@ -117,9 +123,9 @@ class Series:
     def restore(self, state: Mapping[str, Any] | None) -> None:
         """Cut the files back to a checkpoint, before anything is recorded after it.
 
-        The first call leaves files alone that this process made itself. A file that the state does not name, or that
-        is another one than the state means (it comes from another run's checkpoint), holds only what will be
-        repeated, and is removed. All that is cut is logged.
+        The first call leaves files alone that this process made itself, but those that the state knows. A file that
+        the state does not name, or that is another one than the state means (it comes from another run's checkpoint),
+        holds only what will be repeated, and is removed. All that is cut is logged.
 
         Args:
             state: what ``state_dict`` gave for the checkpoint that the run goes on from; None: the run begins anew.
@@ -131,10 +137,30 @@ class Series:
         sizes = {} if state is None else {name: _checked_size(size) for name, size in state["files"].items()}
         begins = {} if state is None else state.get("begins", {})
         for path in self.files():
-            if self._earlier is None or path in self._earlier:
-                name = path.relative_to(self._folder).as_posix()
-                _cut(path, sizes.get(name, 0), bytes.fromhex(begins.get(name, "")))
+            name = path.relative_to(self._folder).as_posix()
+            begin = bytes.fromhex(begins.get(name, ""))
+            if self._earlier is None or path in self._earlier or (begin and _begins_so(path, begin)):
+                _cut(path, sizes.get(name, 0), begin)
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Take what is written from here on for the run's own series: a later ``restore`` cuts it, too."""
         self._earlier = None
+
+    def attempt(self, writer: Closable, action: Callable[[], None]) -> None:
+        """Let something write into the run's folder. A full disk must not end the training: the next flush tells of it.
+
+        After a failure nothing is attempted for a while, and what was to be written is lost.
+
+        Args:
+            writer: what writes; it is closed if it fails.
+            action: its writing.
+        """
+        since, error = self._failing.get(writer, (-math.inf, None))
+        if time.monotonic() - since < _RETRY_SECONDS:
+            self._failed = error
+        else:
+            self._failed = self._error_of(writer, action) or self._failed
 
     def close(self) -> None:
         """Flush and close all backends; further calls do nothing.
@@ -142,34 +168,47 @@ class Series:
         Raises:
             OSError: a file could not be written to its end.
         """
-        self._write_pending()
-        failed, self._failed = self._failed, None
-        for backend in self._backends:
-            failed = self._attempt(backend, backend.close) or failed
+        self._finish([(backend, backend.close) for backend in self._backends])
+
+    def _finish(self, actions: Sequence[tuple[Backend, Callable[[], None]]]) -> None:
+        """Write what is pending, also where writing has just failed, and then do the rest; tell of all failures."""
+        lost, self._failed = self._failed, None
+        pending, self._pending = self._pending, []
+        for backend, action in actions:
+            for step in (functools.partial(_write_all, backend, pending), action):
+                self._failed = self._error_of(backend, step) or self._failed
+        self._written_at = time.monotonic()
+        failed, self._failed = self._failed or lost, None
         if failed is not None:
             raise failed
+        self._failing.clear()
 
     def _write_pending(self) -> None:
         pending, self._pending = self._pending, []
-        for record in pending:
-            for backend in self._backends:
-                self._failed = self._attempt(backend, functools.partial(backend.write, record)) or self._failed
+        for backend in self._backends:
+            self.attempt(backend, functools.partial(_write_all, backend, pending))
         self._written_at = time.monotonic()
 
-    def _attempt(self, backend: Backend, action: Callable[[], None]) -> OSError | None:
-        """Let a backend do something. A full disk must not end the training: the next checkpoint will tell of it."""
+    def _error_of(self, writer: Closable, action: Callable[[], None]) -> OSError | None:
         try:
             action()
         except OSError as error:
-            logger.error(
-                "What is recorded cannot be written by %s: %s. What it had not written yet is lost.",
-                type(backend).__name__,
-                error,
-            )
+            if writer not in self._failing:
+                logger.error(
+                    "What is recorded cannot be written by %s: %s. Until it can, what it had not written is lost.",
+                    type(writer).__name__,
+                    error,
+                )
+            self._failing[writer] = (time.monotonic(), error)
             with contextlib.suppress(OSError):
-                backend.close()
+                writer.close()
             return error
         return None
+
+
+def _write_all(backend: Backend, records: Sequence[Record]) -> None:
+    for record in records:
+        backend.write(record)
 
 
 def _checked_size(size: Any) -> int:
@@ -183,9 +222,13 @@ def _beginning(path: Path, size: int) -> bytes:
         return file.read(min(size, _BEGINNING))
 
 
+def _begins_so(path: Path, begins: bytes) -> bool:
+    return begins.startswith(_beginning(path, len(begins)))
+
+
 def _cut(path: Path, size: int, begins: bytes) -> None:
     found = path.stat().st_size
-    if size == 0 or not begins.startswith(_beginning(path, min(found, len(begins)))):
+    if size == 0 or not _begins_so(path, begins):
         logger.info("Removed %s (%d bytes): nothing of it was recorded before the checkpoint.", path, found)
         path.unlink()
     elif found > size:
