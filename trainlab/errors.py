@@ -4,6 +4,8 @@ Each class also derives from the builtin that fits, so that code which catches
 ``ValueError`` or ``RuntimeError`` goes on working.
 """
 
+from collections.abc import Iterable
+
 __all__ = [
     "CheckpointDamagedError",
     "CheckpointError",
@@ -25,6 +27,7 @@ __all__ = [
     "SweepError",
     "TrainlabError",
     "TrialDefinitionError",
+    "did_you_mean",
 ]
 
 
@@ -126,3 +129,25 @@ class SweepError(TrainlabError, RuntimeError):
     def __init__(self, message: str, result: object = None) -> None:
         super().__init__(message)
         self.result = result
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Say which known name was meant, for the message of an error.
+
+    Args:
+        given: the name that is not known.
+        known: those that are.
+
+    Returns:
+        Such as " Did you mean --learning-rate?"; "" where none is near.
+    """
+    import difflib  # where nothing is wrong it is not needed
+
+    plain = {_plain(name): name for name in known}
+    near = difflib.get_close_matches(_plain(given), list(plain), n=1)
+    return f" Did you mean {plain[near[0]]}?" if near else ""
+
+
+def _plain(name: str) -> str:
+    # Dashes that all options begin with would make them alike.
+    return name.replace("_", "-").lstrip("-").lower()

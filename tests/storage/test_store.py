@@ -147,6 +147,7 @@ def test_a_name_cannot_leave_its_store(store: Store) -> None:
             ask(name)
 
 
+@pytest.mark.slow
 def test_a_large_file_arrives_whole(store: Store) -> None:
     """A file of many parts has the bytes of its pieces in their order, however they are cut."""
     block = random.Random(5).randbytes(9 * 2**20)
@@ -256,7 +257,7 @@ def test_the_location_of_a_remote_name() -> None:
         ("file://", None, "needs a path"),
         ("", None, "needs a path"),
         ("runs", {"key": "1"}, r"takes none.*'runs' with the options \['key'\]"),
-        ("s3://bucket", {"endpoint": "http://x"}, "no option 'endpoint'. Did you mean 'endpoint_url'"),
+        ("s3://bucket", {"endpoint": "http://x"}, "no option 'endpoint'. Did you mean endpoint_url?"),
         ("memory://runs", {"kee": "1"}, "no option 'kee'"),
         ("s3://bucket", {"max_concurrency": 0}, r"storage_options \['max_concurrency'\]"),
     ],

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from trainlab.cli import checkpoint, command, replay, resume, runs
+from trainlab.cli import checkpoint, command, doctor, launch, replay, resume, run, runs, search
 from trainlab.errors import MissingDependencyError
 
 __all__ = ["main"]
@@ -12,7 +12,6 @@ __all__ = ["main"]
 _DESCRIPTION = """\
 Print what lets a shell complete trainlab's commands and their options, to be put where the shell looks for it:
 trainlab completion bash > ~/.local/share/bash-completion/completions/trainlab"""
-_SHELLS = ("bash", "zsh", "tcsh")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -27,8 +26,10 @@ def main(arguments: Sequence[str]) -> int:
     Raises:
         MissingDependencyError: shtab is not installed.
     """
+    from trainlab.experiments.help_text import SHELLS
+
     parser = argparse.ArgumentParser(prog="trainlab completion", description=_DESCRIPTION, allow_abbrev=False)
-    parser.add_argument("shell", choices=_SHELLS)
+    parser.add_argument("shell", choices=SHELLS)
     shell = parser.parse_args(arguments).shell
     try:
         import shtab
@@ -39,9 +40,13 @@ def main(arguments: Sequence[str]) -> int:
     inner = {
         "checkpoint": checkpoint.parser(),
         "completion": parser,
+        "doctor": doctor.parser(),
+        "launch": launch.parser(),
         "replay": replay.parser(),
         "resume": resume.parser(),
+        "run": run.parser(),
         "runs": runs.parser(),
+        "search": search.parser(),
     }
     sys.stdout.write(str(shtab.complete(command.parser(inner), shell=shell)) + "\n")
     return 0

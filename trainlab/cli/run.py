@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Sequence
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 _PROGRAM = "trainlab run"
 _DESCRIPTION = """\
@@ -25,28 +25,34 @@ def main(arguments: Sequence[str]) -> int:
         SystemExit: help was asked for, or the line is wrong.
         InvalidValueError: there is no such file, module or experiment.
     """
-    parser = _parser()
-    place = parser.parse_args(arguments[:1]).place
-    from trainlab.experiments.entry import run_line, run_named
+    place = parser().parse_args(arguments[:1]).place
+    from trainlab.experiments.entry import run_line, show
+    from trainlab.experiments.help_text import tree_of
     from trainlab.experiments.loading import load, pick
 
     found, name = load(place)
     program, rest = f"{_PROGRAM} {place}", arguments[1:]
     if not name and len(found) > 1 and rest[:1] in (["-h"], ["--help"]):
-        run_named(found, rest, help="", program=f"{_PROGRAM} {place}:")
+        show(tree_of(found, f"{program}:EXPERIMENT", ""))
+        raise SystemExit(0)
     run_line(pick(found, name, place), rest, program=program)
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the place.
+
+    Returns:
+        The parser, without the options of the experiment that is found there.
+    """
+    made = argparse.ArgumentParser(
         prog=_PROGRAM,
         usage=f"{_PROGRAM} FILE[:EXPERIMENT] [OPTIONS]\n       {_PROGRAM} MODULE[:EXPERIMENT] [OPTIONS]",
         description=_DESCRIPTION,
         epilog=_EPILOG,
         allow_abbrev=False,
     )
-    parser.add_argument(
+    made.add_argument(
         "place", metavar="FILE[:EXPERIMENT]", help="such as train.py, train.py:group/train, package.train:name"
     )
-    return parser
+    return made

@@ -3,6 +3,8 @@
 import argparse
 from collections.abc import Iterable, Sequence
 
+from trainlab.errors import did_you_mean
+
 __all__ = ["refuse_unknown"]
 
 
@@ -17,8 +19,5 @@ def refuse_unknown(parser: argparse.ArgumentParser, arguments: Sequence[str], kn
     names = list(known)
     if not arguments or arguments[0].startswith("-") or arguments[0] in names:
         return
-    import difflib
-
-    near = difflib.get_close_matches(arguments[0], names, n=1)
-    meant = f" Did you mean {near[0]!r}?" if near else ""
+    meant = did_you_mean(arguments[0], names)
     parser.error(f"there is no command {arguments[0]!r}.{meant} There are: {', '.join(names)}.")

@@ -1,7 +1,7 @@
 """What a type says about how its values are given on a command line."""
 
 import types
-from collections import abc
+from collections import Counter, OrderedDict, abc, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import is_dataclass
 from enum import Enum
@@ -14,6 +14,7 @@ from pydantic_core import core_schema
 __all__ = [
     "Converter",
     "allows_none",
+    "choice_text",
     "choices_of",
     "form_of",
     "is_kind_of",
@@ -26,8 +27,8 @@ __all__ = [
 ]
 
 _LISTS = {list, tuple, set, frozenset, abc.Sequence, abc.MutableSequence, abc.Set, abc.MutableSet, abc.Iterable}
-_LISTS |= {abc.Collection}
-_MAPPINGS = {dict, abc.Mapping, abc.MutableMapping}
+_LISTS |= {abc.Collection, deque}
+_MAPPINGS = {dict, abc.Mapping, abc.MutableMapping, defaultdict, OrderedDict, Counter}
 
 
 def stripped(annotation: Any) -> Any:
@@ -124,9 +125,15 @@ class Converter:
 
     def _convert(self, value: Any) -> Any:
         is_class = isinstance(self.function, type)
-        if isinstance(value, str) or (is_class and not isinstance(value, self.function)):  # type: ignore[arg-type]
+        if not isinstance(value, str) and not (is_class and not isinstance(value, self.function)):  # type: ignore[arg-type]
+            return value
+        try:
             return self.function(value)
-        return value
+        except (ValueError, AssertionError):
+            raise
+        except Exception as error:
+            # What pydantic tells of a value; torch.device raises RuntimeError.
+            raise ValueError(f"{type(error).__name__}: {error}") from error
 
 
 def form_of(annotation: Any) -> str:
@@ -140,11 +147,10 @@ def form_of(annotation: Any) -> str:
     """
     if any(isinstance(item, Converter) for item in metadata(annotation)):
         return "word"
-    kinds = members(annotation)
-    forms = {_form_of_one(kind) for kind in kinds}
-    if len(kinds) == 1 and item_types(annotation) is not None:
-        return "words"
-    return forms.pop() if len(forms) == 1 and "words" not in forms else "word" if not forms else "yaml"
+    forms = [_form_of_one(kind) for kind in members(annotation)]
+    if len(forms) == 1:
+        return "yaml" if forms == ["words"] and item_types(annotation) is None else forms[0]
+    return "word" if all(form == "word" for form in forms) else "yaml"
 
 
 def _form_of_one(kind: Any) -> str:
@@ -154,7 +160,7 @@ def _form_of_one(kind: Any) -> str:
     if origin in _MAPPINGS:
         arguments = get_args(kind)
         is_plain = all(form_of(part) == "word" for part in arguments)
-        return "pairs" if arguments and is_plain else "yaml"
+        return "pairs" if len(arguments) == 2 and is_plain else "yaml"
     if origin in {Any, object} or isinstance(origin, TypeVar):
         return "yaml"
     if not isinstance(origin, type) or origin in {SecretStr, SecretBytes} or issubclass(origin, Enum):
@@ -171,6 +177,11 @@ def choices_of(annotation: Any) -> list[Any] | None:
     return [
         choice for kind in kinds for choice in (list(kind) if _is_enum(kind) else get_args(kind)) if choice is not None
     ]
+
+
+def choice_text(choice: Any) -> str:
+    """The text that a choice of a ``Literal`` or a member of an enum is given as: of a member its value."""
+    return str(getattr(choice, "value", choice))
 
 
 def _is_enum(kind: Any) -> bool:

@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+from trainlab.errors import InvalidTypeError, did_you_mean
 from trainlab.experiments.parameters import Parameter
-from trainlab.experiments.suggestions import did_you_mean
 
-__all__ = ["Line", "read_line"]
+__all__ = ["Line", "checked_words", "read_line"]
 
-_NEGATIVE = re.compile(r"-(\d|\.\d|\.?inf\b|\.?nan\b)", re.IGNORECASE)
+_NEGATIVE = re.compile(r"-(\d|\.\d|\.?inf(inity)?\b|\.?nan\b)", re.IGNORECASE)
 _COMPLETION = "--print-completion"
 
 
@@ -42,8 +43,28 @@ def read_line(argv: Sequence[str], parameters: Sequence[Parameter]) -> Line:
 
     Returns:
         What was found, problems included.
+
+    Raises:
+        InvalidTypeError: the line is no list of texts.
     """
-    return _Reader(argv, parameters).read()
+    return _Reader(checked_words(argv), parameters).read()
+
+
+def checked_words(argv: Any) -> list[str]:
+    """The words of a command line that a program gives.
+
+    Args:
+        argv: what was given.
+
+    Returns:
+        The same as a list.
+
+    Raises:
+        InvalidTypeError: it is no list of texts.
+    """
+    if isinstance(argv, str) or not isinstance(argv, Sequence) or not all(isinstance(word, str) for word in argv):
+        raise InvalidTypeError(f'A command line is a list of its words, such as ["--lr", "3"]. Received: {argv!r}.')
+    return [*argv]
 
 
 def is_option(word: str) -> bool:
@@ -135,6 +156,8 @@ class _Reader:
         elif parameter.is_secret:
             self._line.problems.append(f"{option} takes one value. Received: more than one.")
             return
+        elif parameter.form in {"words", "pairs"}:
+            subject = f"Several values are given as {option} A B or as {option}=A {option}=B"
         else:
             subject = f"{option} takes {'no' if parameter.is_flag else 'one'} value"
         self._line.problems.append(f"{subject}. Received: {' '.join(map(repr, words))}.")

@@ -1,17 +1,20 @@
 """Scripts by which a shell completes names and options, without starting Python at each Tab."""
 
 import argparse
+import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Any
 
-from trainlab.errors import InvalidValueError, MissingDependencyError
+from trainlab.errors import InvalidValueError, MissingDependencyError, did_you_mean
 from trainlab.experiments.annotations import is_kind_of, item_types, members
 from trainlab.experiments.definition import Experiment
 from trainlab.experiments.help_text import SHELLS, describe
-from trainlab.experiments.suggestions import did_you_mean
 
 __all__ = ["completion_script"]
+
+# shtab's scripts divide other choices at spaces, and run what is a command in one.
+_PLAIN = re.compile(r"[\w.,@%+=/-]+")
 
 
 def completion_script(shell: str, target: Experiment | Mapping[str, Any], program: str) -> str:
@@ -45,7 +48,7 @@ def completion_script(shell: str, target: Experiment | Mapping[str, Any], progra
 def _parser(target: Experiment | Mapping[str, Any], program: str) -> argparse.ArgumentParser:
     if isinstance(target, Experiment):
         parser = argparse.ArgumentParser(prog=program, add_help=False, allow_abbrev=False)
-        _complete_paths(target, describe(target, parser))
+        _complete_values(target, describe(target, parser))
     else:
         parser = argparse.ArgumentParser(prog=program, allow_abbrev=False)
         _add_children(parser, target)
@@ -58,15 +61,19 @@ def _add_children(parser: argparse.ArgumentParser, children: Mapping[str, Any]) 
         first = child.help.partition("\n")[0].replace("%", "%%")
         if isinstance(child, Experiment):
             inner = commands.add_parser(name, help=first, add_help=False, allow_abbrev=False)
-            _complete_paths(child, describe(child, inner))
+            _complete_values(child, describe(child, inner))
         else:
             _add_children(commands.add_parser(name, help=first, allow_abbrev=False), child.children)
 
 
-def _complete_paths(experiment: Experiment, actions: Mapping[str, argparse.Action]) -> None:
-    """Let values that are paths be completed as files, and folders as such."""
+def _complete_values(experiment: Experiment, actions: Mapping[str, argparse.Action]) -> None:
+    """Let values that are paths be completed as files, and folders as such; and plain words alone as choices."""
     import shtab
 
+    for action in actions.values():
+        choices = [*(action.choices or [])]
+        if not all(map(_PLAIN.fullmatch, choices)):
+            action.choices, action.metavar = [*filter(_PLAIN.fullmatch, choices)] or None, "CHOICE"
     for parameter in experiment.parameters:
         kinds = item_types(parameter.annotation) or members(parameter.annotation)
         if parameter.name not in actions or not any(is_kind_of(kind, PurePath) for kind in kinds):

@@ -4,20 +4,21 @@ import functools
 import inspect
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, Union
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError, PydanticUndefinedAnnotation
 
 from trainlab.errors import InvalidTypeError, InvalidValueError
-from trainlab.experiments.annotations import Converter, form_of, members, metadata
+from trainlab.experiments.annotations import Converter, form_of, item_types, members, metadata
 from trainlab.experiments.declared import Declared
-from trainlab.experiments.facts import facts_of
+from trainlab.experiments.facts import allowed_value, check_default, facts_of
 from trainlab.experiments.model_fields import is_secret
 from trainlab.experiments.parameters import Parameter, check_name
 from trainlab.experiments.search_space import Search
+from trainlab.experiments.text_values import with_members
 
-__all__ = ["ParamGroup", "ParameterDecorator", "declared_of", "param_group", "parameter"]
+__all__ = ["ParamGroup", "ParameterDecorator", "allowed_value", "declared_of", "param_group", "parameter"]
 
 _ATTRIBUTE = "__trainlab_parameters__"
 Target = TypeVar("Target")
@@ -126,7 +127,8 @@ def parameter(
             a function that makes a value of a text. Default ``str``.
         default: the value where none is given, or a function that makes it anew for each run. Default None.
         required: whether a run without a value is an error; a default is one. Default False.
-        allowed_values: the only values, compared as text in any case. Default: all that the type takes.
+        allowed_values: the only values, compared as text in any case; they become those of ``type``, or of the items
+            of a list, and stay what they are where it is not given. Default: all that the type takes.
         is_flag: whether it is given as ``--name`` or ``--no-name``; its default is then False. Default False.
         multiple: whether it is a list, given as ``--name a b c``. Default False.
         allow_from_file: whether a params file may set it; where not, the file's value is ignored. Default True.
@@ -151,13 +153,13 @@ def parameter(
     annotation = _annotation(name, bool if is_flag else type, multiple)
     searched = [item for item in metadata(annotation) if isinstance(item, Search)]
     factory = default if callable(default) else None
+    allowed = _allowed(name, allowed_values)
     found = Parameter(
         name=name,
         annotation=annotation,
         default=(False if is_flag and default is None else None if factory else default),
         default_factory=factory,
         required=bool(required),
-        allowed_values=_allowed(name, allowed_values),
         is_flag=is_flag,
         multiple=multiple or form_of(annotation) == "words",
         allow_from_file=allow_from_file,
@@ -168,7 +170,13 @@ def parameter(
         is_secret=is_secret(name, members(annotation)),
         search=search or next(iter(searched), None),
     )
-    _check_default(found)
+    if allowed is not None and type is str:
+        found = replace(found, allowed_values=allowed)  # without a type they have those of their own
+    elif allowed is not None:
+        found = replace(found, allowed_values=tuple(_of_its_type(found, value) for value in allowed))
+    if found.default is not None:
+        # That of a function is checked when a run begins.
+        check_default(found, found.default, f"The default of the parameter {name!r}")
     return ParameterDecorator(found)
 
 
@@ -227,6 +235,17 @@ def _allowed(name: str, values: Iterable[Any] | None) -> tuple[Any, ...] | None:
     return found
 
 
+def _of_its_type(parameter: Parameter, allowed: Any) -> Any:
+    """An allowed value as the parameter's type has it, or the items of its list."""
+    kinds = item_types(parameter.annotation) if parameter.multiple else None
+    annotation: Any = parameter.annotation if kinds is None else Union[tuple(kinds)]  # noqa: UP007
+    try:
+        return TypeAdapter(annotation).validate_python(with_members(annotation, allowed))
+    except ValidationError as error:
+        facts = facts_of(error, replace(parameter, annotation=annotation))
+    raise InvalidValueError(f"allowed_values of {parameter.name!r} cannot be used: {facts}. Received: {allowed!r}.")
+
+
 def _variable(name: str, envvar: str | bool | None) -> str | None:
     if envvar is None or envvar is False:
         return None
@@ -234,42 +253,3 @@ def _variable(name: str, envvar: str | bool | None) -> str | None:
     if not isinstance(found, str) or not found or "=" in found or "\0" in found:
         raise InvalidValueError(f"envvar of {name!r} is the name of a variable, or True. Received: {envvar!r}.")
     return found
-
-
-def _check_default(parameter: Parameter) -> None:
-    """Check a default that is there; a function's is checked when a run begins."""
-    default = parameter.default
-    if default is None:
-        return
-    problem = None
-    try:
-        value = parameter.adapter.validate_python(default)
-    except ValidationError as error:
-        problem = facts_of(error, parameter)
-    else:
-        _, problem = allowed_value(parameter, value)
-    if problem is not None:
-        received = "***" if parameter.is_secret else repr(default)
-        raise InvalidValueError(f"The default of the parameter {parameter.name!r} {problem}. Received: {received}.")
-
-
-def allowed_value(parameter: Parameter, value: Any) -> tuple[Any, str | None]:
-    """The allowed value that a value stands for.
-
-    Args:
-        parameter: the parameter.
-        value: of its type.
-
-    Returns:
-        The value, or of several their list; and what is wrong with it, or None.
-    """
-    allowed = parameter.allowed_values
-    if allowed is None or value is None:
-        return value, None
-    found = []
-    for item in value if parameter.multiple else [value]:
-        same = [one for one in allowed if one == item or str(one).lower() == str(item).lower()]
-        if not same:
-            return value, f"must be one of {', '.join(map(str, allowed))}"
-        found.append(same[0])
-    return (found if parameter.multiple else found[0]), None

@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, overload
 
 from pydantic import BaseModel
@@ -13,11 +14,14 @@ from trainlab.experiments.command_line import Line, read_line
 from trainlab.experiments.declared import Declared
 from trainlab.experiments.decorators import declared_of
 from trainlab.experiments.default_parameters import DEFAULT_PARAMETERS
+from trainlab.experiments.facts import check_default
+from trainlab.experiments.given import PRESENT, flatten, taken_apart
 from trainlab.experiments.main_function import model_of, takes_context
 from trainlab.experiments.model_fields import Node, branch_of, helps_of, leaves, merged
 from trainlab.experiments.parameters import Parameter
 from trainlab.experiments.reading import Reading
 from trainlab.experiments.sources import Sources
+from trainlab.experiments.text_values import with_members
 from trainlab.experiments.values import Values
 
 if TYPE_CHECKING:
@@ -53,7 +57,7 @@ class Experiment:
 
     Raises:
         InvalidTypeError: the function takes something else.
-        InvalidValueError: names clash.
+        InvalidValueError: names clash, or a changed default cannot be used.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Experiment:
         self.__wrapped__ = main
         self.source = source_of(main)
         self._defaults = dict(defaults or {})
+        self._changed: dict[str, Any] = {}
         self._branch = None if self.model is None else branch_of(self.model)
         own = declared_of(main)
         fields = [] if self._branch is None else merged(leaves(self._branch))
@@ -84,12 +89,13 @@ class Experiment:
             f"The experiment {self.path!r}", [*own.parameters], {**own.groups}, fields=fields
         )
         self.__trainlab_parameters__.inherit(inherited)
+        self._changed = self._changed_defaults()
 
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """All parameters, each a single value: the user's own, then those that every experiment has."""
         declared = self.__trainlab_parameters__
-        return (*declared.all(), *declared.fields, *DEFAULT_PARAMETERS)
+        return tuple(map(self._with_default, (*declared.all(), *declared.fields, *DEFAULT_PARAMETERS)))
 
     @property
     def group_helps(self) -> dict[str, str]:
@@ -196,6 +202,8 @@ class Experiment:
         params: Mapping[str, Any] | BaseModel | None,
         line: Line,
         environ: Mapping[str, str] | None = None,
+        *,
+        base: Values | None = None,
     ) -> Values:
         """The same as ``read``, with a command line that is divided already.
 
@@ -203,6 +211,7 @@ class Experiment:
             params: as for ``run``.
             line: the command line.
             environ: the environment's variables. Default: this process's.
+            base: a run's values, which stand for the defaults. Default: those of the experiment.
 
         Returns:
             The values.
@@ -214,11 +223,33 @@ class Experiment:
         sources.add_line(line)
         sources.add_call(self._checked(params))
         sources.add_environment(environ)
-        sources.add_defaults(self._defaults)
+        if base is None:
+            sources.add_defaults(self._defaults)
+        else:
+            sources.add_made(base)
         sources.add_params_file()
-        return Reading(sources.given, sources.problems).values(
-            self._branch, self.__trainlab_parameters__.all(), DEFAULT_PARAMETERS
-        )
+        return self._values(Reading(sources.given, sources.problems))
+
+    def read_back(self, plain: Mapping[str, Any]) -> tuple[Values | None, set[str]]:
+        """Read what is to be a run's params file, as a repetition of the run will.
+
+        Args:
+            plain: the values as plain data, with the secrets.
+
+        Returns:
+            The values, or None if they cannot be read; and the names of the parameters and models that cannot.
+        """
+        sources = Sources(self._nodes(), self.parameters)
+        sources.add_defaults(self._defaults)
+        sources.add_recorded(plain)
+        reading = Reading(sources.given, sources.problems)
+        try:
+            return self._values(reading), set()
+        except Exception:  # a validator that is given what it made itself may raise anything
+            return None, reading.failed
+
+    def _values(self, reading: Reading) -> Values:
+        return reading.values(self._branch, self.__trainlab_parameters__.all(), DEFAULT_PARAMETERS)
 
     def __reduce_ex__(self, protocol: Any) -> str | tuple[Any, ...]:
         from trainlab.launch.call import can_import_main
@@ -235,6 +266,44 @@ class Experiment:
         fields = {} if self._branch is None else self._branch.children
         single = (*self.__trainlab_parameters__.all(), *DEFAULT_PARAMETERS)
         return {**fields, **{parameter.name: parameter for parameter in single}}
+
+    def _changed_defaults(self) -> dict[str, Any]:
+        """The defaults that the decorator changes, by the parameter's name and as its type has them."""
+        known = {parameter.name: parameter for parameter in self.parameters}
+        problems: list[str] = []
+        found: dict[str, Any] = {}
+        given = [
+            pair
+            for name, value in flatten(self._nodes(), self._defaults, problems, "in defaults=")
+            for pair in taken_apart(self._nodes(), name, value)
+        ]
+        for name, value in given:
+            parameter = known.get(name)
+            if parameter is None or value is PRESENT or (value is None and parameter.is_default):
+                continue  # a model as a whole, or the default as it is
+            if inspect.isfunction(value):
+                problems.append(
+                    "defaults= takes values; a function that makes one is @trainlab.parameter(default=...)'s. "
+                    f"Received: {value!r} for {name}."
+                )
+            elif value is None:
+                found[name] = None
+            else:
+                as_member = with_members(parameter.annotation, value)
+                found[name] = check_default(parameter, as_member, f"The default of {name!r} in defaults=")
+        if problems:
+            problems.append("A parameter that is declared above @trainlab.experiment has its default there.")
+            raise InvalidValueError(" ".join(problems))
+        return found
+
+    def _with_default(self, parameter: Parameter) -> Parameter:
+        """A parameter as this experiment has it."""
+        if parameter.name in self._changed:
+            default = self._changed[parameter.name]
+            return replace(parameter, default=default, default_factory=None, default_help=None, required=False)
+        if parameter.annotation is type(None) and any(name.startswith(f"{parameter.name}.") for name in self._changed):
+            return replace(parameter, default_help="set")
+        return parameter
 
     def _checked(self, params: Any) -> Mapping[str, Any] | BaseModel:
         if params is None:

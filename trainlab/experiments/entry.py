@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trainlab.errors import InvalidValueError, MissingDependencyError, RankFailedError
+from trainlab.errors import InvalidValueError, MissingDependencyError, RankFailedError, did_you_mean
+from trainlab.experiments.command_line import checked_words
 from trainlab.experiments.definition import Experiment
-from trainlab.experiments.suggestions import did_you_mean
 from trainlab.experiments.values import Values
 
-__all__ = ["program_name", "run_line"]
+__all__ = ["program_name", "run_line", "run_named", "show"]
 
-_WRONG_LINE = 1
+_WRONG_LINE = _NOT_WRITTEN = 1
 # 128 and the signal's number, as a shell gives it.
 _PIPE_CLOSED = 141
 
@@ -53,22 +53,27 @@ def run_line(experiment: Experiment, argv: Sequence[str], *, exit_on_error: bool
 
 
 def show(text: str) -> None:
-    """Write to standard output, be it a pipe that is closed or one that knows no Unicode.
+    """Write to standard output, be it closed, a full disk, or a pipe that is closed or knows no Unicode.
 
     Args:
         text: what is written.
 
     Raises:
-        SystemExit: nobody reads it any more.
+        SystemExit: it cannot be written, or nobody reads it any more.
     """
+    if sys.stdout is None:  # closed before Python began
+        return
     encoding = sys.stdout.encoding or "utf-8"
     try:
         sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
-    except BrokenPipeError:
+    except OSError as error:
         # What is still buffered would be written at the end, and fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(_PIPE_CLOSED) from None
+        if isinstance(error, BrokenPipeError):
+            raise SystemExit(_PIPE_CLOSED) from None
+        sys.stderr.write(f"Standard output cannot be written to: {error.strerror}.\n")
+        raise SystemExit(_NOT_WRITTEN) from None
 
 
 def _run(experiment: Experiment, values: Values) -> Any:
@@ -83,6 +88,14 @@ def _run(experiment: Experiment, values: Values) -> Any:
     except RankFailedError as error:
         sys.stderr.write(f"{told_failure(error)}\n")
         raise SystemExit(exit_status(error)) from error
+    except Exception as error:
+        is_programs = _running().is_of_main(error)
+        if is_programs and values.params["debug"]:  # it is shown, without the secrets that Python would show
+            raise SystemExit(exit_status(error)) from error
+        if not is_programs and isinstance(error, InvalidValueError):
+            sys.stderr.write(f"{error}\n")
+            raise SystemExit(_WRONG_LINE) from error
+        raise
 
 
 def _running() -> Any:
@@ -149,20 +162,22 @@ def run_named(
         What the main function returns.
 
     Raises:
+        InvalidTypeError: the line is no list of texts.
         InvalidValueError: the line is wrong, and ``exit_on_error`` is False.
         SystemExit: help was asked for, or the line is wrong.
     """
     from trainlab.experiments.help_text import tree_of
 
     program = program or program_name()
-    first, rest = (argv[0], argv[1:]) if argv else ("", [])
+    words = checked_words(argv)
+    first, rest = (words[0], words[1:]) if words else ("", [])
     child = children.get(first)
     if isinstance(child, Experiment):
         return run_line(child, rest, exit_on_error=exit_on_error, program=f"{program} {first}")
     if child is not None:
         inner = f"{program} {first}"
         return run_named(child.children, rest, help=child.help, exit_on_error=exit_on_error, program=inner)
-    text = tree_of(children, program, help)
+    text = tree_of(children, f"{program} EXPERIMENT", help)
     if first in {"-h", "--help"}:
         show(text)
         raise SystemExit(0)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
 from trainlab.errors import InvalidValueError
+from trainlab.experiments.command_line import checked_words
 from trainlab.experiments.declared import Declared
 from trainlab.experiments.decorators import declared_of
 from trainlab.experiments.definition import Experiment, as_name, is_same, parents_of, registered, source_of
@@ -230,7 +231,7 @@ def global_entrypoint(argv: Sequence[str] | None = None, exit_on_error: bool = T
     """
     from trainlab.experiments.entry import run_named
 
-    words = [*(sys.argv[1:] if argv is None else argv)]
+    words = checked_words(sys.argv[1:] if argv is None else argv)
     children = _by_name()
     only = next(iter(children.values())) if len(children) == 1 else None
     if isinstance(only, Experiment) and (not words or words[0].startswith("-")):

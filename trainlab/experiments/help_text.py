@@ -5,12 +5,21 @@ import functools
 import json
 import shutil
 import textwrap
+from collections import deque
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import PurePath
 from typing import Any, get_origin
 
-from trainlab.experiments.annotations import Converter, choices_of, item_count, item_types, members, metadata
+from trainlab.experiments.annotations import (
+    Converter,
+    choice_text,
+    choices_of,
+    item_count,
+    item_types,
+    members,
+    metadata,
+)
 from trainlab.experiments.definition import Experiment
 from trainlab.experiments.parameters import Parameter
 from trainlab.experiments.values import MASK, as_plain
@@ -43,17 +52,17 @@ def tree_of(children: Mapping[str, Any], program: str, text: str) -> str:
 
     Args:
         children: experiments and groups by name.
-        program: what is typed before an experiment's name.
+        program: what is typed before the options, with EXPERIMENT for an experiment's name.
         text: what the group is.
 
     Returns:
         Lines as wide as the terminal.
     """
-    lines = [f"usage: {program} EXPERIMENT [OPTIONS]", ""]
+    lines = [f"usage: {program} [OPTIONS]", ""]
     if text:
         lines += [_wrapped(text), ""]
     lines += ["experiments:", *(_branches(children, "  ") or ["  none"]), ""]
-    lines.append(_wrapped(f"{program} EXPERIMENT --help tells an experiment's options."))
+    lines.append(_wrapped(f"{program} --help tells an experiment's options."))
     return "\n".join(lines) + "\n"
 
 
@@ -82,7 +91,7 @@ def parser_of(experiment: Experiment, program: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=program,
         usage=_literal(f"{program} [OPTIONS]"),
-        description=_literal(_wrapped(experiment.help)),
+        description=_shown_as_it_is(_wrapped(experiment.help)),
         formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, max_help_position=_INDENT),
         add_help=False,
         allow_abbrev=False,
@@ -107,7 +116,8 @@ def describe(experiment: Experiment, parser: argparse.ArgumentParser) -> dict[st
     for parameter in _grouped(experiment.parameters):
         title = parameter.group or _OWN
         if title not in headings:
-            headings[title] = parser.add_argument_group(title, _literal(_wrapped(helps.get(title, ""), 2)) or None)
+            text = _shown_as_it_is(_wrapped(helps.get(title, ""), 2))
+            headings[title] = parser.add_argument_group(title, text or None)
         form = _form(parameter)
         actions[parameter.name] = headings[title].add_argument(parameter.option, dest=parameter.name, **form)
     other = parser.add_argument_group(_OTHER)
@@ -167,7 +177,7 @@ def _shown(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, Enum):
         return _shown(value.value) if isinstance(value.value, (str, int, float)) else value.name
-    if isinstance(value, (list, tuple, set, frozenset)):
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
         return " ".join(map(_shown, value)) or "empty"
     if isinstance(value, Mapping):
         return " ".join(f"{key}={_shown(inner)}" for key, inner in value.items()) or "empty"
@@ -190,9 +200,8 @@ def _choices(parameter: Parameter) -> list[str] | None:
 
 
 def _word(choice: Any) -> str:
-    if isinstance(choice, Enum) and not isinstance(choice.value, (str, int, float)):
-        return choice.name
-    return str(getattr(choice, "value", choice))
+    is_named = isinstance(choice, Enum) and not isinstance(choice.value, (str, int, float))
+    return choice.name if is_named else choice_text(choice)
 
 
 def _metavar(parameter: Parameter, choices: list[str] | None) -> Any:
@@ -231,6 +240,11 @@ def _name(annotation: Any) -> str:
 
 def _literal(text: str) -> str:
     return text.replace("%", "%%")
+
+
+def _shown_as_it_is(text: str) -> str:
+    # argparse puts something in for % only in a description that names the program.
+    return _literal(text) if "%(prog)" in text else text
 
 
 def _wrapped(text: str, indent: int = 0) -> str:

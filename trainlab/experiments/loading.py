@@ -8,10 +8,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from trainlab.errors import InvalidValueError
+from trainlab.errors import InvalidValueError, did_you_mean
 from trainlab.experiments.definition import Experiment
 from trainlab.experiments.groups import ExperimentGroup
-from trainlab.experiments.suggestions import did_you_mean
 
 __all__ = ["experiments_of", "load", "load_experiment", "load_module", "pick", "split_place"]
 
@@ -103,17 +102,25 @@ def load_module(where: str) -> ModuleType:
         InvalidValueError: there is none.
     """
     path = Path(where)
-    if path.suffix == ".py" or path.exists():
+    if path.suffix == ".py" or path.is_file():
         return _of_file(path)
     if str(Path.cwd()) not in sys.path and "" not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
-    try:
-        spec = importlib.util.find_spec(where)
-    except (ImportError, ValueError):
-        spec = None
-    if spec is None:
+    if not _is_module(where):
         raise InvalidValueError(f"There is no file and no module {where!r}. Name one, as in train.py:name.")
     return importlib.import_module(where)
+
+
+def _is_module(name: str) -> bool:
+    if not name or name.startswith("."):
+        return False
+    try:
+        return importlib.util.find_spec(name) is not None
+    except ModuleNotFoundError as error:
+        # A package around it may lack a module itself, which is an error of its own.
+        if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+            return False
+        raise
 
 
 def _of_file(path: Path) -> ModuleType:

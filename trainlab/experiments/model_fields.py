@@ -1,32 +1,27 @@
 """The parameters that the fields of a pydantic model are, nested models and unions of models included."""
 
-import ast
 import copy
 import inspect
-import textwrap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cache
-from itertools import pairwise
 from operator import getitem
 from typing import Annotated, Any, Literal, Union, cast, get_args
 
 from pydantic import (
     BaseModel,
     Discriminator,
-    PydanticSchemaGenerationError,
     SecretBytes,
     SecretStr,
-    Strict,
     Tag,
-    ValidationError,
 )
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from trainlab.errors import InvalidTypeError, InvalidValueError
-from trainlab.experiments.annotations import allows_none, form_of, is_model, members, metadata, stripped
-from trainlab.experiments.facts import facts_of
+from trainlab.experiments.aliases import paths_of
+from trainlab.experiments.annotations import allows_none, choice_text, form_of, is_model, members, metadata, stripped
+from trainlab.experiments.field_docs import docstrings_of
+from trainlab.experiments.kept_defaults import check_field_default, check_kept_default
 from trainlab.experiments.parameters import Parameter, looks_secret
 from trainlab.experiments.search_space import Search
 
@@ -41,10 +36,11 @@ class Branch:
         name: of the field that holds it; "" for the model of the main function.
         model: the class; None for a union.
         children: by field name; of a union without its variants.
-        keys: under which name pydantic takes each field, by the field's name.
-        variants: of a union by the discriminator's value.
+        variants: of a union by the discriminator's value, as text.
+        tags: of a union the values of the discriminator by their texts.
         discriminator: of a union, the field that tells.
         is_optional: whether None may stand for it.
+        is_required: whether there is no default.
         get_default: makes the default value: a model, None, or PydanticUndefined where there is none.
         help: what it is.
     """
@@ -52,12 +48,19 @@ class Branch:
     name: str
     model: type[BaseModel] | None = None
     children: "dict[str, Branch | Parameter]" = field(default_factory=dict)
-    keys: dict[str, str] = field(default_factory=dict)
     variants: "dict[str, Branch]" = field(default_factory=dict)
+    tags: dict[str, Any] = field(default_factory=dict)
     discriminator: str = ""
     is_optional: bool = False
+    is_required: bool = False
     get_default: Callable[[], Any] = lambda: PydanticUndefined
     help: str = ""
+
+
+class _InStrictModel:
+    """Tells that a field's model is strict; pydantic's own mark is refused by some types before pydantic 2.10."""
+
+    strict = True
 
 
 Node = Branch | Parameter
@@ -143,7 +146,7 @@ def merged(found: Iterable[Parameter]) -> list[Parameter]:
             help=before.help or parameter.help,
             is_secret=before.is_secret or parameter.is_secret,
             search=before.search or parameter.search,
-            only_with=(*before.only_with, *parameter.only_with),
+            only_with=tuple(dict.fromkeys([*before.only_with, *parameter.only_with])),
         )
     return [*by_name.values()]
 
@@ -186,17 +189,9 @@ def _branch(model: type[BaseModel], place: _Place) -> Branch:
             f"field a type that is one value, such as dict[str, Any]. Received: {place.classes[0].__name__}."
         )
     inner = replace(place, classes=(*place.classes, model))
-    told = _docstrings(model)
+    told = docstrings_of(model)
     children = {name: _node(name, info, inner, told.get(name, "")) for name, info in model.model_fields.items()}
-    keys = {name: _key(name, info) for name, info in model.model_fields.items()}
-    return Branch(name=place.prefix, model=model, children=children, keys=keys)
-
-
-def _key(name: str, info: FieldInfo) -> str:
-    alias = info.validation_alias if info.validation_alias is not None else info.alias
-    choices = getattr(alias, "choices", None)
-    first = choices[0] if choices else alias
-    return first if isinstance(first, str) else name
+    return Branch(name=place.prefix, model=model, children=children)
 
 
 def _node(name: str, info: FieldInfo, place: _Place, told: str) -> Node:
@@ -219,22 +214,34 @@ def _nested(name: str, info: FieldInfo, place: _Place, help_: str, discriminator
     inner = replace(place, prefix=prefix, title=prefix, default=default)
     common: dict[str, Any] = {
         "is_optional": allows_none(info.annotation),
+        "is_required": info.is_required(),
         "get_default": get_default,
         "help": (title or "").partition("\n\n")[0],
     }
     if discriminator is None:
         return replace(_branch(models[0], inner), **common)
     variants: dict[str, Branch] = {}
+    tags: dict[str, Any] = {}
     for model in models:
-        for tag in _tags(model, discriminator):
+        for value in _tags(model, discriminator):
+            tag = choice_text(value)
+            tags[tag] = value
             own = default if isinstance(default, model) else PydanticUndefined
-            of_variant = replace(inner, default=own, only_with=(*place.only_with, f"{prefix}.{discriminator}={tag}"))
+            choice = " and ".join([*place.only_with, f"{prefix}.{discriminator}={tag}"])
+            of_variant = replace(inner, default=own, only_with=(choice,))
             found = _branch(model, of_variant)
             found.children.pop(discriminator)
             variants[tag] = found
     _free_common(variants, place.only_with)
-    kind = _kind(prefix, discriminator, [*variants], default, place)
-    return Branch(name=prefix, children={discriminator: kind}, variants=variants, discriminator=discriminator, **common)
+    kind = _kind(prefix, discriminator, [*tags.values()], default, place)
+    return Branch(
+        name=prefix,
+        children={discriminator: kind},
+        variants=variants,
+        tags=tags,
+        discriminator=discriminator,
+        **common,
+    )
 
 
 def _free_common(variants: dict[str, Branch], only_with: tuple[str, ...]) -> None:
@@ -246,7 +253,7 @@ def _free_common(variants: dict[str, Branch], only_with: tuple[str, ...]) -> Non
                 variant.children[name] = replace(node, only_with=only_with)
 
 
-def _kind(prefix: str, discriminator: str, tags: list[str], default: Any, place: _Place) -> Parameter:
+def _kind(prefix: str, discriminator: str, tags: list[Any], default: Any, place: _Place) -> Parameter:
     tag = getattr(default, discriminator, None)
     return Parameter(
         name=f"{prefix}.{discriminator}",
@@ -267,17 +274,16 @@ def _discriminator(info: FieldInfo, annotation: Any) -> Any:
     return next((item for item in found if item is not None), None)
 
 
-def _tags(model: type[BaseModel], discriminator: str) -> list[str]:
+def _tags(model: type[BaseModel], discriminator: str) -> list[Any]:
     info = model.model_fields.get(discriminator)
-    values = [value for kind in members(info.annotation) for value in get_args(kind)] if info is not None else []
-    return [str(getattr(value, "value", value)) for value in values]
+    return [value for kind in members(info.annotation) for value in get_args(kind)] if info is not None else []
 
 
 def _leaf(name: str, info: FieldInfo, place: _Place, help_: str) -> Parameter:
     annotation: Any = info.annotation
     own = [item for item in info.metadata if not isinstance(item, (Search, Discriminator, Tag))]
     if place.classes[-1].model_config.get("strict"):
-        own.append(Strict())
+        own.append(_InStrictModel())
     if own:
         annotation = getitem(cast(Any, Annotated), (annotation, *own))
     full = place.name(name)
@@ -294,33 +300,34 @@ def _leaf(name: str, info: FieldInfo, place: _Place, help_: str) -> Parameter:
         is_flag=kinds == [bool],
         multiple=form_of(annotation) == "words",
         allow_from_file=bool(extra.get("allow_from_file", True)),
-        envvar=str(extra["envvar"]) if extra.get("envvar") else None,
+        envvar=_variable(full, extra.get("envvar")),
         help=help_,
         default_help=str(extra["default_help"]) if "default_help" in extra else None,
         hidden=bool(extra.get("hidden", False)),
         group=place.title,
-        is_secret=is_secret(full, kinds),
+        is_secret=any(is_secret(known, kinds) for known in (full, *_aliases(name, place.classes[-1]))),
         search=searched[0] if searched else None,
         only_with=place.only_with,
         is_field=True,
     )
-    if default is not PydanticUndefined:
-        _check_default(found, default)
+    if default is not PydanticUndefined and default is info.default:
+        is_validated = info.validate_default or place.classes[-1].model_config.get("validate_default")
+        (check_field_default if is_validated else check_kept_default)(found, default)
     return found
 
 
-def _check_default(parameter: Parameter, default: Any) -> None:
-    """Check a default, which pydantic does not."""
-    try:
-        parameter.adapter.validate_python(default)
-    except PydanticSchemaGenerationError:
-        return  # a type that only the model's configuration allows
-    except ValidationError as error:
-        problem = facts_of(error, parameter)
-    else:
-        return
-    received = "***" if parameter.is_secret else repr(default)
-    raise InvalidValueError(f"The default of {parameter.name!r} cannot be used: {problem}. Received: {received}.")
+def _variable(name: str, envvar: Any) -> str | None:
+    if envvar is None or envvar is False:
+        return None
+    found = name.upper().replace(".", "_") if envvar is True else envvar
+    if not isinstance(found, str) or not found or "=" in found or "\0" in found:
+        raise InvalidValueError(f"envvar of {name!r} is the name of a variable, or True. Received: {envvar!r}.")
+    return found
+
+
+def _aliases(name: str, model: type[BaseModel]) -> list[str]:
+    """The names that a field is given under, beside its own."""
+    return [str(step) for path in (paths_of(model) or {}).get(name, []) for step in path]
 
 
 def is_secret(name: str, kinds: list[Any]) -> bool:
@@ -365,31 +372,3 @@ def _made(info: FieldInfo) -> Any:
 def _is_cheap(info: FieldInfo) -> bool:
     """Whether a default can be looked at for help: a class that is its own factory has those of its fields."""
     return info.default_factory is None or not is_model(info.default_factory)
-
-
-@cache
-def _docstrings(model: type[BaseModel]) -> dict[str, str]:
-    """The string that follows each field in a class's source, of the classes that it is made of too."""
-    found: dict[str, str] = {}
-    for cls in reversed(model.__mro__):
-        if cls is BaseModel or not issubclass(cls, BaseModel):
-            continue
-        found.update(_strings_of(cls))
-    return found
-
-
-def _strings_of(cls: type) -> dict[str, str]:
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-    except (OSError, TypeError, SyntaxError, IndexError):
-        return {}
-    body = tree.body if isinstance(tree, ast.ClassDef) else []
-    return {
-        before.target.id: inspect.cleandoc(after.value.value)
-        for before, after in pairwise(body)
-        if isinstance(before, ast.AnnAssign)
-        and isinstance(before.target, ast.Name)
-        and isinstance(after, ast.Expr)
-        and isinstance(after.value, ast.Constant)
-        and isinstance(after.value.value, str)
-    }

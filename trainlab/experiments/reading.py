@@ -5,20 +5,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import PydanticUndefined
 
 from trainlab.errors import InvalidValueError
-from trainlab.experiments.decorators import allowed_value
-from trainlab.experiments.facts import fact_of, facts_of
-from trainlab.experiments.given import Given, Rank, shortened
-from trainlab.experiments.model_fields import Branch, Node
-from trainlab.experiments.nested_values import place_in, secrets_in, unknown_keys
+from trainlab.experiments.annotations import choice_text
+from trainlab.experiments.building import Building
+from trainlab.experiments.facts import allowed_value, facts_of
+from trainlab.experiments.given import Given, shortened
+from trainlab.experiments.kept_defaults import check_kept_default
+from trainlab.experiments.model_fields import Branch, leaves
+from trainlab.experiments.nested_values import unknown_keys
+from trainlab.experiments.noted import Noted, needed, secrets_of
 from trainlab.experiments.parameters import Parameter
-from trainlab.experiments.values import MASK, Values, secret_text
-from trainlab.runs.masking import Masking
-from trainlab.runs.yaml_text import secrets_of_text
+from trainlab.experiments.plain_forms import given_form, plain_form
+from trainlab.experiments.values import Values, has_secret
 
 __all__ = ["Reading"]
+
+_SCALARS = {type(None), bool, int, float, str}
 
 
 class Reading:
@@ -27,14 +30,21 @@ class Reading:
     Args:
         given: by the parameter's name.
         problems: what is known to be wrong already; is added to.
+
+    Attributes:
+        failed: the names of the parameters and models that something is wrong with.
     """
 
     def __init__(self, given: Mapping[str, Given], problems: list[str]) -> None:
         self._given, self._problems = given, problems
+        self._noted = Noted(given, problems)
+        self.failed = self._noted.failed
         self._origins: dict[str, str] = {}
         self._secrets: list[str] = []
         self._secret_names: set[str] = set()
-        self._used: dict[str, Parameter] = {}
+        self._fields: dict[str, tuple[str, ...]] = {}
+        self._forms: dict[str, Any] = {}
+        self._inputs: dict[str, Any] = {}
 
     def values(self, model: Branch | None, own: Sequence[Parameter], default: Sequence[Parameter]) -> Values:
         """Make them.
@@ -50,47 +60,53 @@ class Reading:
         Raises:
             InvalidValueError: something cannot be used; all of it is told.
         """
+        for parameter in (*own, *(() if model is None else leaves(model)), *default):
+            self._noted.look_for_secrets(parameter)
         params = {parameter.name: self._single(parameter) for parameter in own}
-        built = self._model(model) if model is not None else None
-        if built is not None:
-            params.update((name, getattr(built, name)) for name in type(built).model_fields)
+        built = None if model is None else Building(self._noted).built(model)
+        if model is not None and built is not None:
+            whole = self._given.get("")
+            self._look_into(model, built, "default" if whole is None else whole.origin)
+            params.update((name, getattr(built, name)) for name in model.children)
         params.update((parameter.name, self._single(parameter)) for parameter in default)
         if self._problems:
-            raise InvalidValueError(self.scrubbed("\n".join(dict.fromkeys(self._problems))))
+            raise InvalidValueError(self._noted.scrubbed("\n".join(dict.fromkeys(self._problems))))
         return Values(
             params=params,
             model=built,
             origins=self._origins,
             secrets=tuple(dict.fromkeys(self._secrets)),
             secret_names=frozenset(self._secret_names),
+            fields=self._fields,
+            forms=self._forms,
+            inputs=self._inputs,
         )
-
-    def scrubbed(self, text: str) -> str:
-        """A text with the secrets that were given taken out."""
-        return Masking(self._secrets).text(text)
 
     def _single(self, parameter: Parameter) -> Any:
         """The value of a parameter that is no field of a model."""
-        given = self._note(parameter)
+        given = self._given.get(parameter.name)
+        if given is not None and given.is_made:
+            self._note(parameter, given.value, given, given.origin)
+            return given.value
         if given is not None and given.value is None and parameter.is_default:
             given = None
-            self._origins[parameter.name] = "default"
+        value = self._value_of_single(parameter, given)
+        self._note(parameter, value, given, "default")
+        return value
+
+    def _value_of_single(self, parameter: Parameter, given: Given | None) -> Any:
         if given is None:
             if parameter.required and not parameter.has_default:
-                self._problems.append(_needed(parameter))
+                self._noted.tell(parameter.name, needed(parameter))
             factory = parameter.default_factory
             value = copy.deepcopy(parameter.default) if factory is None else factory()
             subject = f"the default of {parameter.name}"
-            received = shortened(value, self.scrubbed)
+            self._noted.hide(secrets_of(parameter, value))
+            received = shortened(value, self._noted.scrubbed)
         else:
-            value, subject, received = (
-                self._converted(parameter, given),
-                given.subject,
-                given.received(parameter, self.scrubbed),
-            )
-        if value is None and not parameter.required and not parameter.is_flag:
-            return None
-        if value is None and given is None:
+            value, subject = self._noted.converted(parameter, given), given.subject
+            received = given.received(parameter, self._noted.scrubbed)
+        if value is None and (given is None or (not parameter.required and not parameter.is_flag)):
             return None
         return self._validated(parameter, value, subject, received)
 
@@ -100,218 +116,66 @@ class Reading:
             value = parameter.adapter.validate_python(given)
         except ValidationError as error:
             problem = facts_of(error, parameter, given)
-        except InvalidValueError as error:
-            problem = str(error)
         if problem is None:
             found, problem = allowed_value(parameter, value)
             value = found if problem is None else value
         if problem is not None:
-            self._problems.append(f"{subject}: {problem}. Received: {received}.")
-        else:
-            self._note_secret(parameter, value)
-            self._refuse_unknown(parameter, given, value)
+            self._noted.tell(parameter.name, f"{subject}: {problem}. Received: {received}.")
         return value
 
-    def _note(self, parameter: Parameter) -> Given | None:
-        given = self._given.get(parameter.name)
-        self._origins[parameter.name] = "default" if given is None else given.origin
-        if parameter.is_secret:
-            self._secret_names.add(parameter.name)
-        if given is not None:
-            self._note_secret(parameter, given.value)
-            self._note_secrets_inside(parameter, given)
-        return given
-
-    def _note_secret(self, parameter: Parameter, value: Any) -> None:
-        self._secrets += secret_text(value) if parameter.is_secret else secrets_in(value, parameter.annotation)
-
-    def _note_secrets_inside(self, parameter: Parameter, given: Given) -> None:
-        """Note those of a value that may turn out to be none that can be used, and is shown then."""
-        if parameter.form not in ("yaml", "pairs"):
-            return
-        value = _as_given(given, parameter)
-        self._note_secret(parameter, value)
-        if given.rank in (Rank.COMMAND_LINE, Rank.ENVIRONMENT) and not isinstance(value, (Mapping, list)):
-            self._note_words(given.value)
-
-    def _note_words(self, words: Any) -> None:
-        texts = words if isinstance(words, list) else [words]
-        self._secrets += [secret for text in texts for secret in secrets_of_text(str(text))]
-
-    def _refuse_unknown(self, parameter: Parameter, given: Any, made: Any) -> None:
-        self._problems += unknown_keys(given, made, parameter.name)
-
-    def _converted(self, parameter: Parameter, given: Given) -> Any:
-        try:
-            return given.value_for(parameter)
-        except InvalidValueError as error:
-            self._problems.append(f"{given.subject} {error}")
-            return given.value
-
-    def _model(self, branch: Branch) -> BaseModel | None:
-        model: Any = branch.model
-        before = len(self._problems)
-        data = self._data(branch, PydanticUndefined)
-        is_whole = len(self._problems) == before
-        try:
-            built: BaseModel = model.model_validate(data)
-        except ValidationError as error:
-            found: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False)]
-        else:
-            self._look_into(built)
-            return built
-        # Of a model that lacks something only what was given can be judged.
-        found = [item for item in found if item["type"] != "default_factory_not_called"]
-        self._problems += [
-            self._problem_of(branch, item) for item in found if is_whole or self._is_given(branch, item["loc"])
-        ]
-        return None
-
-    def _is_given(self, branch: Branch, place: Sequence[Any]) -> bool:
-        node, _ = _find(branch, place)
-        return isinstance(node, Parameter) and node.name in self._given
-
-    def _look_into(self, built: BaseModel) -> None:
-        """Note the secrets of a model, and refuse what it was given and dropped."""
-        for parameter in self._used.values():
-            value: Any = built
-            for part in parameter.name.split("."):
-                value = getattr(value, part, None)
-            self._note_secret(parameter, value)
-            given = self._given.get(parameter.name)
-            if given is not None:
-                self._refuse_unknown(parameter, _as_given(given, parameter), value)
-
-    def _data(self, branch: Branch, default: Any) -> dict[str, Any]:
-        """What pydantic is given for a model: what was given, and what its default object has."""
-        data: dict[str, Any] = {}
+    def _look_into(self, branch: Branch, model: BaseModel, origin: str) -> None:
+        """Note what the fields of a model have become, and refuse what was given for them and dropped."""
         for name, node in branch.children.items():
-            value = self._value_of(node, getattr(default, name, PydanticUndefined))
-            if value is not PydanticUndefined:
-                data[branch.keys.get(name, name)] = value
-        return data
+            value = getattr(model, name, None)
+            if isinstance(node, Parameter):
+                self._note(node, value, self._noted.counted.get(node.name), origin)
+                self._check_factory(node, value, origin)
+            else:
+                self._look_into_branch(node, value, origin)
 
-    def _value_of(self, node: Node, default: Any) -> Any:
-        if isinstance(node, Branch):
-            return self._nested(node, default)
-        given = self._note(node)
-        self._used[node.name] = node
+    def _look_into_branch(self, branch: Branch, value: Any, origin: str) -> None:
+        own = self._noted.counted.get(branch.name)
+        origin = origin if own is None else own.origin
+        kind: Any = branch.children.get(branch.discriminator) if branch.variants else None
+        tag = choice_text(getattr(value, branch.discriminator, None))
+        chosen = branch if kind is None else branch.variants.get(tag)
+        if not isinstance(value, BaseModel) or chosen is None:
+            self._origins[branch.name] = origin
+            return
+        names = {*chosen.children, branch.discriminator}
+        self._fields[branch.name] = tuple(name for name in type(value).model_fields if name in names)
+        if kind is not None:
+            self._note(kind, getattr(value, branch.discriminator), self._noted.counted.get(kind.name), origin)
+        self._look_into(chosen, value, origin)
+
+    def _note(self, parameter: Parameter, value: Any, given: Given | None, origin: str) -> None:
+        """Note where a value came from, its secrets, how it is recorded, and which keys of it are not known."""
+        name = parameter.name
+        self._origins[name] = origin if given is None else given.origin
+        if parameter.is_secret:
+            self._secret_names.add(name)
+        self._secrets += secrets_of(parameter, value)
+        raw = self._noted.raw(parameter, given)
         if given is not None:
-            return self._converted(node, given)
-        if default is PydanticUndefined and node.required:
-            self._problems.append(_needed(node))
-        return default
+            self._secrets += secrets_of(parameter, raw)
+            for problem in () if given.is_made else unknown_keys(raw, value, name):
+                self._noted.tell(name, problem)
+        if self._problems or parameter.is_secret:
+            return
+        is_plain = type(value) in _SCALARS
+        if not is_plain and has_secret(value):
+            return
+        if given is not None:
+            self._inputs[name] = given_form(parameter, raw)
+        if not is_plain:
+            self._forms[name] = plain_form(parameter, value, self._inputs.get(name))
 
-    def _nested(self, branch: Branch, default: Any) -> Any:
-        if default is PydanticUndefined:
-            default = branch.get_default()
-        switch = self._given.get(branch.name)
-        below = [given for name, given in self._given.items() if name.startswith(f"{branch.name}.")]
-        highest = max((given.rank for given in below if given.rank is not Rank.ENVIRONMENT), default=-1)
-        if switch is not None and switch.rank >= highest:
-            if switch.rank == highest:
-                self._problems.append(f"{switch.subject} is given, and so are parameters of its own. Take one out.")
-            return self._switched(branch, switch)
-        if default is None and highest < 0:
-            self._origins[branch.name] = "default"
-            return None
-        if branch.variants:
-            return self._variant(branch, default)
-        self._origins.pop(branch.name, None)
-        return self._data(branch, default)
-
-    def _switched(self, branch: Branch, switch: Given) -> Any:
-        is_none = switch.value in (None, ["none"], ["null"])
-        if not (is_none and branch.is_optional):
-            names = ", ".join(f"{branch.name}.{name}" for name in branch.children)
-            self._note_words(switch.value)
-            self._secrets += secrets_in(switch.value)
-            takes = "none, or its own parameters" if branch.is_optional else "its own parameters"
-            self._problems.append(
-                f"{switch.subject} takes {takes}: {names}. Received: {shortened(switch.value, self.scrubbed)}."
-            )
-        self._origins[branch.name] = switch.origin
-        return None
-
-    def _variant(self, branch: Branch, default: Any) -> Any:
-        kind = branch.children[branch.discriminator]
-        given = self._value_of(kind, getattr(default, branch.discriminator, PydanticUndefined))
-        tag = str(getattr(given, "value", given))
-        chosen = branch.variants.get(tag)
-        if given is PydanticUndefined:
-            if isinstance(kind, Parameter) and not kind.required:  # else it is told already
-                self._problems.append(_needed(kind))
-            return PydanticUndefined
-        source = self._given.get(kind.name)
-        if chosen is None:
-            received = (
-                source.received(kind, self.scrubbed)
-                if source is not None and isinstance(kind, Parameter)
-                else shortened(given, self.scrubbed)
-            )
-            subject = source.subject if source is not None else kind.name
-            self._problems.append(f"{subject}: must be one of {', '.join(branch.variants)}. Received: {received}.")
-            return PydanticUndefined
-        self._refuse_others(branch, chosen, tag, source)
-        if getattr(default, branch.discriminator, None) != given:
-            default = PydanticUndefined
-        return {branch.discriminator: given, **self._data(chosen, default)}
-
-    def _refuse_others(self, branch: Branch, chosen: Branch, tag: str, source: Given | None) -> None:
-        """Say which values are of a variant that is not chosen; those of the old choice of a weaker source are left."""
-        rank = Rank.DEFAULT if source is None else source.rank
-        for name, given in self._given.items():
-            head = name.removeprefix(f"{branch.name}.").partition(".")[0]
-            if not name.startswith(f"{branch.name}.") or head == branch.discriminator or head in chosen.children:
-                continue
-            owners = [kind for kind, variant in branch.variants.items() if head in variant.children]
-            if given.rank >= rank and given.rank is not Rank.ENVIRONMENT:
-                option = f"{branch.name}.{branch.discriminator}"
-                how = f"{source.origin}" if source is not None else "its default"
-                self._problems.append(
-                    f"{given.subject} belongs to {option} {' or '.join(owners)}, and {tag} is chosen ({how})."
-                )
-
-    def _problem_of(self, branch: Branch, error: dict[str, Any]) -> str:
-        node, rest = _find(branch, error["loc"])
-        if isinstance(node, Branch):
-            subject = f"{node.name}: " if node.name else ""
-            return f"{subject}{fact_of(error, None)}."
-        given = self._given.get(node.name)
-        subject = given.subject if given is not None else f"the default of {node.name}"
-        received = (
-            given.received(node, self.scrubbed) if given is not None else shortened(error["input"], self.scrubbed)
-        )
-        place = place_in(node.name, rest, _as_given(given, node))
-        item = f", item {rest[0] + 1}" if rest and isinstance(rest[0], int) else ""
-        if node.is_secret:
-            received = MASK
-        if place is not None:
-            return f"{subject}: {place} {fact_of(error, node)}. Received: {received}."
-        return f"{subject}{item}: {fact_of(error, node)}. Received: {received}."
-
-
-def _find(branch: Branch, place: Sequence[Any]) -> tuple[Node, Sequence[Any]]:
-    """The parameter or model that an error of pydantic is about, and where in its value."""
-    node: Node = branch
-    for count, part in enumerate(place):
-        if isinstance(node, Parameter):
-            return node, place[count:]
-        if part in node.variants:
-            node = node.variants[part]
-            continue
-        names = {key: name for name, key in node.keys.items()}
-        node = node.children.get(names.get(part, part), node)
-    return node, ()
-
-
-def _as_given(given: Given | None, parameter: Parameter) -> Any:
-    try:
-        return None if given is None else given.value_for(parameter)
-    except InvalidValueError:
-        return None
-
-
-def _needed(parameter: Parameter) -> str:
-    variable = f", or the environment variable {parameter.envvar}" if parameter.envvar else ""
-    return f"{parameter.option} is needed: give it{variable}, or {parameter.name} in a params file or a call."
+    def _check_factory(self, parameter: Parameter, value: Any, origin: str) -> None:
+        """Check what the factory of a field has made, which pydantic does not."""
+        is_made = parameter.default_factory is not None and parameter.name not in self._noted.counted
+        if not is_made or origin != "default":
+            return
+        try:
+            check_kept_default(parameter, value)
+        except InvalidValueError as error:
+            self._noted.tell(parameter.name, str(error))

@@ -14,7 +14,7 @@ from trainlab.experiments.model_fields import Node
 from trainlab.experiments.nested_values import masked_place
 from trainlab.experiments.parameters import Parameter
 from trainlab.experiments.params_file import read_params_file
-from trainlab.experiments.values import MASK
+from trainlab.experiments.values import MASK, Values
 
 __all__ = ["Sources"]
 
@@ -42,6 +42,18 @@ class Sources:
     def add_defaults(self, values: Mapping[str, Any]) -> None:
         """Take in the defaults that a decorator changes."""
         self._add_values(values, Rank.DEFAULT, "default", "the default of {name}")
+
+    def add_made(self, values: Values) -> None:
+        """Take in the values of a run as the defaults of what runs inside of it."""
+        if values.model is not None:
+            self._add("", Given(values.model, Rank.DEFAULT, "default", "the run's", is_made=True))
+        for name, value in values.params.items():
+            if name in self._of_name and not self._of_name[name].is_field and name != "params_file":
+                self._add(name, Given(value, Rank.DEFAULT, "default", name, is_made=True))
+
+    def add_recorded(self, values: Mapping[str, Any]) -> None:
+        """Take in what is to be a run's params file, with the secrets, and with what no file may set."""
+        self._add_values(values, Rank.FILE, "params file", "{name}", is_recorded=True)
 
     def add_call(self, params: Mapping[str, Any] | BaseModel) -> None:
         """Take in what a call was given."""
@@ -79,7 +91,15 @@ class Sources:
                 origin = f"environment variable {parameter.envvar}"
                 self._add(parameter.name, Given(text, Rank.ENVIRONMENT, origin, f"the {origin}"))
 
-    def _add_values(self, values: Mapping[str, Any] | BaseModel, rank: Rank, origin: str, subject: str) -> None:
+    def _add_values(
+        self,
+        values: Mapping[str, Any] | BaseModel,
+        rank: Rank,
+        origin: str,
+        subject: str,
+        *,
+        is_recorded: bool = False,
+    ) -> None:
         seen: set[str] = set()
         where = f"in the {origin}" if rank is not Rank.DEFAULT else "in defaults="
         for name, value in flatten(self._nodes, values, self.problems, where):
@@ -87,7 +107,7 @@ class Sources:
             if name in seen:
                 self.problems.append(f"{name} is given twice, {where}.")
             seen.add(name)
-            if rank is Rank.FILE and not self._counts(name, parameter, value, origin):
+            if rank is Rank.FILE and not is_recorded and not self._counts(name, parameter, value, origin):
                 continue
             self._add(name, Given(value, rank, origin, subject.format(name=name)))
 

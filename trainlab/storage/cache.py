@@ -16,7 +16,7 @@ from trainlab.errors import InvalidValueError, StorageError
 from trainlab.storage.checksums import is_checksum
 from trainlab.storage.locks import is_at
 
-__all__ = ["forget", "open_cached"]
+__all__ = ["cache_folder", "forget", "open_cached"]
 
 logger = logging.getLogger("trainlab.storage")
 
@@ -48,7 +48,7 @@ def open_cached(checksum: str, size: int, fetch: Callable[[str], None]) -> Binar
     """
     if not is_checksum(checksum):
         raise StorageError(f"A file is fetched by its checksum, algorithm:digits. Received: {checksum!r}")
-    folder, limit = _folder(), _limit()
+    folder, limit = cache_folder(), _limit()
     if size > limit:
         if limit:
             _warn_once(f"{size} bytes are more than the cache {folder} may take ($TRAINLAB_CACHE_GB)")
@@ -82,7 +82,7 @@ def forget(checksum: str) -> None:
         checksum: its checksum.
     """
     if is_checksum(checksum):
-        for path in _folder().glob(f"{checksum.replace(':', '-')}-*"):
+        for path in cache_folder().glob(f"{checksum.replace(':', '-')}-*"):
             if not path.name.endswith(".part"):
                 path.unlink(missing_ok=True)
 
@@ -113,9 +113,17 @@ class _Part:
         os.close(self._descriptor)
 
 
-def _folder() -> Path:
-    given = os.environ.get("TRAINLAB_CACHE")
-    return Path(given).expanduser().absolute() if given else Path.home() / ".cache" / "trainlab"
+def cache_folder() -> Path:
+    """Give the folder that copies of remote files are kept in.
+
+    Returns:
+        ``$TRAINLAB_CACHE``, or without it ``~/.cache/trainlab``; it need not be there.
+
+    Raises:
+        RuntimeError: It is below a home that cannot be told.
+    """
+    given = Path(os.environ.get("TRAINLAB_CACHE") or "~/.cache/trainlab")
+    return Path(os.path.abspath(given.expanduser()))
 
 
 def _limit() -> int:

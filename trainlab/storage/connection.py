@@ -1,6 +1,5 @@
 """The file system of a URL: made by fsspec, with options checked, and made anew after a fork."""
 
-import difflib
 import inspect
 import os
 import re
@@ -11,7 +10,7 @@ from urllib.parse import urlsplit
 import fsspec  # type: ignore[import-untyped]
 import fsspec.core  # type: ignore[import-untyped]
 
-from trainlab.errors import InvalidValueError, MissingDependencyError
+from trainlab.errors import InvalidValueError, MissingDependencyError, did_you_mean
 from trainlab.storage.retry import retried
 
 __all__ = ["Connection"]
@@ -130,8 +129,7 @@ def _check_options(protocol: str, options: Mapping[str, Any]) -> None:
     known_options = named - {"self", "args", "kwargs", "storage_options"} | {"profile", "use_listings_cache"}
     for option in options:
         if option not in known_options:
-            near = difflib.get_close_matches(option, known_options, n=1)
-            meant = f" Did you mean {near[0]!r}?" if near else ""
+            meant = did_you_mean(option, known_options)
             raise InvalidValueError(
                 f"The file system of {protocol}:// has no option {option!r}.{meant} Known are: {sorted(known_options)}"
             )
