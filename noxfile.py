@@ -15,6 +15,8 @@ nox.options.reuse_venv = "yes"
 ROOT = Path(__file__).parent
 CONSTRAINTS = "constraints.txt"
 EVERYTHING = ("-m", "slow or not slow")
+# Extras for those who work on trainlab.
+OURS = {"dev", "docs", "lint", "test"}
 
 
 def install(session: nox.Session, *extras: str) -> None:
@@ -79,13 +81,15 @@ def benchmarks(session: nox.Session) -> None:
 
 
 def lowest_versions() -> dict[str, str]:
-    """The lower bound of each dependency that pyproject.toml names.
+    """The lower bound of each dependency that pyproject.toml names, those of the extras for users included.
 
     Returns:
         The version by the name of the package.
     """
     project = nox.project.load_toml(ROOT / "pyproject.toml")["project"]
-    bounds = (re.fullmatch(r"([\w-]+)>=([\w.]+)", line) for line in project["dependencies"])
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(line for name in extras if name not in OURS for line in extras[name])]
+    bounds = (re.fullmatch(r"([\w-]+)>=([\w.]+)", line) for line in lines)
     return {bound[1]: bound[2] for bound in bounds if bound}
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+import trainlab
 from tests.experiments.programs import program, record_of, run_of
 from tests.launch.launchers import until
+from trainlab.errors import InvalidTypeError, LaunchError
 
 HEAD = """
 import json, os, signal, sys, time
@@ -292,6 +294,42 @@ def test_a_helper_gets_the_model_of_its_run(tmp_path: Path) -> None:
         assert json.loads(started.wait_for("told")) == [0.01, "other", "Optimizer"]
 
 
+NESTED = f"""{HEAD}
+from typing import Annotated
+from pydantic import AfterValidator, BaseModel
+
+class Optimizer(BaseModel):
+    lr: float = 0.1
+    momentum: Annotated[float, AfterValidator(lambda value: value / 100)] = 0.5
+
+class Config(BaseModel):
+    optimizer: Optimizer = Optimizer()
+    top: int | None = 5
+
+def told(config):
+    return [config.optimizer.lr, config.optimizer.momentum, config.top, trainlab.params["optimizer"].lr]
+
+@trainlab.experiment
+def train(config: Config):
+    if trainlab.is_subprocess():
+        return told(config)
+    overrides = [{{"optimizer.lr": 3}}, {{"optimizer": {{"lr": 4}}}}, {{"top": 6}}]
+    helpers = [trainlab.launch_subprocess(**one) for one in overrides]
+    tell("told", [helper.result() for helper in helpers])
+{TAIL}"""
+
+
+def test_a_helper_has_the_other_values_of_its_run(tmp_path: Path) -> None:
+    """What is overridden, with a nested dict or a dotted name, is all that differs; None stays None."""
+    with program(tmp_path, NESTED, "--optimizer.momentum", "80", "--top", "none") as started:
+        assert started.wait() == 0, started.said()
+        assert json.loads(started.wait_for("told")) == [
+            [3.0, 0.8, None, 3.0],
+            [4.0, 0.8, None, 4.0],
+            [0.1, 0.8, 6, 0.1],
+        ]
+
+
 @pytest.mark.slow
 def test_a_script_without_a_guard_is_told(tmp_path: Path) -> None:
     """A script that runs its experiment whenever it is imported starts no endless chain of helpers, but is told why."""
@@ -338,3 +376,19 @@ def test_a_helpers_log_has_no_secrets(tmp_path: Path) -> None:
     failed = (run_of(tmp_path) / "log.rank-1.txt").read_text().partition("This helper process failed")[2]
     assert "ValueError: bad ***" in failed.partition("Traceback")[2]
     assert "sesame-4711" not in (run_of(tmp_path) / "log.txt").read_text()
+
+
+def test_only_experiments_that_others_find_run_in_other_processes() -> None:
+    """A name, a plain function, and an experiment defined inside of a function are refused with what to do."""
+
+    @trainlab.experiment
+    def local(params: dict[str, object]) -> None:
+        """Cannot be found."""
+
+    for wrong in ("local", print):
+        with pytest.raises(InvalidTypeError, match=r"runs an experiment\. Received: .*@trainlab\.experiment"):
+            trainlab.run_experiment(wrong)  # type: ignore[arg-type]
+    with pytest.raises(
+        LaunchError, match=r"experiment of local cannot be sent.*<locals>\.local\. Define it at the top"
+    ):
+        trainlab.run_experiment(local)

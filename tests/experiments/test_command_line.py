@@ -32,10 +32,10 @@ import trainlab
 @trainlab.parameter("secret_key", default="swordfish")
 @trainlab.parameter("mode", allowed_values=["fast", "slow"], required=True)
 @trainlab.parameter("internal", hidden=True)
-@trainlab.param_group("data", "What is learnt.", trainlab.parameter("size", int, lambda: 3, default_help="three"))
+@trainlab.param_group("data", "50% is learnt.", trainlab.parameter("size", int, lambda: 3, default_help="three"))
 @trainlab.experiment
 def train(params):
-    """Learns.
+    """Learns by 100%.
 
     A second paragraph, which is long enough that it has to be wrapped where a terminal is only forty columns wide.
     """
@@ -116,7 +116,7 @@ def test_help_tells_everything_and_loads_nothing(program: Path) -> None:
     watching.write_text(WATCHING)
     done = start(watching, "train", "--help", COLUMNS="100")
     assert (done.returncode, done.stderr.strip()) == (0, "")
-    assert done.stdout.startswith("usage: python program.py train [OPTIONS]\n\nLearns.\n")
+    assert done.stdout.startswith("usage: python program.py train [OPTIONS]\n\nLearns by 100%.\n")
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert "--lr FLOAT                  how fast; 100% of it [default: 0.1; environment: LR]" in lines
     assert "--mode {fast,slow}          [required]" in lines
@@ -127,7 +127,7 @@ def test_help_tells_everything_and_loads_nothing(program: Path) -> None:
     assert "\x1b" not in done.stdout
     headings = [line for line in done.stdout.splitlines() if line.endswith(":") and not line.startswith(" ")]
     assert headings == ["parameters:", "data:", "run:", "distributed run:", "help:"]
-    assert done.stdout.index("data:") < done.stdout.index("What is learnt.") < done.stdout.index("--size")
+    assert done.stdout.index("data:") < done.stdout.index("50% is learnt.") < done.stdout.index("--size")
     narrow = start(program, "train", "-h", COLUMNS="40").stdout
     assert max(map(len, narrow.splitlines())) <= 60
     assert "A second paragraph, which is long" in narrow
@@ -135,7 +135,7 @@ def test_help_tells_everything_and_loads_nothing(program: Path) -> None:
 
 def test_help_can_be_cut_off(program: Path) -> None:
     """Help that is piped into a program that reads no more ends quietly, and one that knows no Unicode gets it all."""
-    program.write_text(program.read_text().replace("Learns.", "Learns — well."))
+    program.write_text(program.read_text().replace("Learns by 100%.", "Learns — well."))
     shell = f"set -o pipefail; {sys.executable} program.py train --help | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(
         ["bash", "-c", shell],
@@ -152,12 +152,30 @@ def test_help_can_be_cut_off(program: Path) -> None:
     assert "Learns \\u2014 well." in whole.stdout
 
 
+@pytest.mark.parametrize(
+    ("where", "code", "told"),
+    [(">&-", 0, ""), (">/dev/full", 1, "Standard output cannot be written to: No space left on device.\n")],
+)
+def test_help_that_cannot_be_written_is_no_crash(program: Path, where: str, code: int, told: str) -> None:
+    """Help to a closed standard output is none, and a full disk is told in a line."""
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} program.py train --help {where}"],
+        cwd=program.parent,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (code, "", told)
+
+
 def test_a_program_lists_its_experiments(program: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Without a name, or with a wrong one, a program tells its experiments; with --help it does so in peace."""
     assert call(program, "--help") == 0
     asked = capsys.readouterr()
     assert asked.err == ""
-    assert "train                       Learns." in asked.out
+    assert "train                       Learns by 100%." in asked.out
     assert "other                       Does something else." in asked.out
     for words, problem in [
         ([], "Which experiment? There are: train, other."),

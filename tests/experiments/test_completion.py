@@ -32,6 +32,7 @@ class Config(BaseModel):
     optimizer: SGD | Adam = Field(SGD(), discriminator="kind")
     weights: Path | None = None
     flag: bool = False
+    how: Literal["fast", "a b", "$(touch ran)", "`touch ran`", "it's"] = "fast"
 
 
 @trainlab.experiment
@@ -96,6 +97,7 @@ def folder(tmp_path_factory: Any) -> Path:
         (["train", "--optimizer.m"], {"--optimizer.momentum"}),
         (["train", "--optimizer.kind", "a"], {"adam"}),
         (["train", "--no-f"], {"--no-flag"}),
+        (["train", "--how", ""], {"fast"}),
         (["train", "--weights", "w"], {"weights.safetensors"}),
         (["train", "--learning-rate", "3", "--optimizer.k"], {"--optimizer.kind"}),
         (["tools", ""], {"paint"}),
@@ -117,6 +119,7 @@ def test_tab_offers_what_fits(folder: Path, words: list[str], offered: set[str])
         env={"PATH": "/usr/bin:/bin"},
     )
     assert set(done.stdout.split()) == offered, done.stderr
+    assert not (folder / "ran").exists()
 
 
 def test_other_shells_have_scripts_too(folder: Path) -> None:
@@ -125,6 +128,7 @@ def test_other_shells_have_scripts_too(folder: Path) -> None:
         done = start(folder, f"--print-completion={shell}")
         assert done.returncode == 0, done.stderr
         assert part in done.stdout
+        assert "touch ran" not in done.stdout
     for words, problem in [
         (["--print-completion", "bsh"], "takes bash, zsh, tcsh. Did you mean bash? Received: 'bsh'."),
         (["train", "--print-completion"], "takes bash, zsh, tcsh. Received: ''."),

@@ -216,3 +216,40 @@ def test_a_signal_ends_all_ranks(tmp_path: Path, number: signal.Signals) -> None
     assert (tmp_path / "ended-0").exists()
     assert (tmp_path / "ended-1").exists()
     assert record_of(tmp_path)["status"] == "interrupted"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (["--distributed", "--nnodes", "2"], "Several nodes find each other at one of them"),
+        (["--distributed", "--no-cuda", "--node-rank", "3"], "node_rank is between 0 and nodes - 1"),
+        (["--deterministic"], "CUBLAS_WORKSPACE_CONFIG=:1"),
+    ],
+)
+def test_a_line_that_cannot_be_run_is_told_in_a_line(
+    line: list[str],
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is found wrong with a command line before its main function is called is told without a traceback."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":1")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as ended:
+        nothing.cli(line)
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert said in shown and shown.count("\n") == 1
+
+
+def test_a_main_functions_own_error_comes_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An InvalidValueError that the main function raises is the program's, with its traceback."""
+
+    @experiment
+    def refuses(params: dict[str, object]) -> None:
+        raise InvalidValueError("mine")
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidValueError, match="mine"):
+        refuses.cli([])

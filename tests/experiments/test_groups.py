@@ -123,6 +123,15 @@ def test_names_inside_a_group_are_checked_when_they_are_defined(outer: Any) -> N
         outer.experiment(name="first")(again)
 
 
+def test_a_later_parameter_of_a_group_is_checked_too(outer: Any) -> None:
+    """A parameter that a group gets after its experiments may not be one of theirs; refused, it is in none of them."""
+    for taken in ("b", "c"):
+        with pytest.raises(InvalidValueError, match=f"declares the parameter '{taken}', which it inherits"):
+            trainlab.parameter(taken, int)(outer)
+    assert outer.children["first"].read(environ={}).params["b"] == 2
+    assert [parameter.name for parameter in outer.children["inner"].children["second"].parameters][:2] == ["a", "c"]
+
+
 def test_a_group_can_be_inherited_from(outer: Any) -> None:
     """inherit_params takes a group too."""
 

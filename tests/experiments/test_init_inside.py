@@ -15,9 +15,11 @@ from tests.experiments.trained_programs import (
     line,
     run_line,
     run_line_by_rank,
+    run_searched,
     run_still,
     run_unevenly,
 )
+from trainlab.experiments.searched import SEARCH, SearchedBy
 
 
 def made(main: Any) -> Any:
@@ -157,3 +159,9 @@ def test_a_failure_is_recorded_also_where_the_chief_cannot_end(tmp_path: Path) -
         assert all(ranks.wait())
     record = record_of(only_run(tmp_path, "stands-still"))
     assert record["status"] == "failed" and "rank 1" in record["error"].lower() and "breaks" in record["error"]
+
+
+def test_no_rank_of_a_trial_hands_its_search_on(tmp_path: Path) -> None:
+    """What the ranks of a search's trial start themselves is no trial: none leaves the search in its environment."""
+    search = SearchedBy("sqlite://", "study", 0, "loss", True, None, "").to_text()
+    assert run_ranks(run_searched, 2, str(tmp_path), env={SEARCH: search}) == [None, None]

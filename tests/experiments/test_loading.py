@@ -85,7 +85,10 @@ def test_a_module_is_imported(folder: Path) -> None:
         ("several.py", "Which experiment? Name one of train, group/inner, as in several.py:train."),
         ("several.py:trian", "no experiment 'trian'. Did you mean train?"),
         ("several.py:inner", "Name one of train, group/inner"),
-        ("package_of_one", "There is no file package_of_one"),
+        ("package_of_one", "package_of_one defines no experiment"),
+        ("package_of_one/", "no file and no module 'package_of_one/'"),
+        ("only_one.sub", "no file and no module 'only_one.sub'"),
+        (".train", "no file and no module '.train'"),
         ("json.decoder", "defines no experiment"),
     ],
 )
@@ -94,6 +97,21 @@ def test_what_is_not_there_is_told(folder: Path, place: str, problem: str) -> No
     with pytest.raises(InvalidValueError) as caught:
         load_experiment(place)
     assert problem in str(caught.value)
+
+
+def test_a_package_is_found_beside_its_folder(folder: Path) -> None:
+    """A package in the working directory is a module, though its folder has the same name."""
+    (folder / "package_of_one" / "__init__.py").write_text("from package_of_one.train import train")
+    assert load_experiment("package_of_one").path == "train"
+
+
+def test_an_error_of_a_package_is_its_own(folder: Path) -> None:
+    """What goes wrong while a package is imported is not taken for a module that is not there."""
+    for name, line, error in [("lacking", "import not_there", "not_there"), ("wrong", "raise ValueError('x')", "x")]:
+        (folder / name).mkdir()
+        (folder / name / "__init__.py").write_text(line)
+        with pytest.raises((ModuleNotFoundError, ValueError), match=error):
+            load_experiment(f"{name}.train")
 
 
 def test_a_file_that_hides_another_module_is_an_error(folder: Path) -> None:
@@ -126,6 +144,8 @@ def test_the_command_tells_options_and_experiments(folder: Path, capsys: pytest.
         (["only_one.py", "--help"], 0, "usage: trainlab run only_one.py [OPTIONS]"),
         (["several.py:train", "--help"], 0, "usage: trainlab run several.py:train [OPTIONS]"),
         (["several.py", "--help"], 0, "group/inner                 Is inside."),
+        (["several.py", "--help"], 0, "usage: trainlab run several.py:EXPERIMENT [OPTIONS]\n"),
+        (["several.py", "--help"], 0, "\ntrainlab run several.py:EXPERIMENT --help tells an experiment's options.\n"),
         (["only_one.py", "--lrr", "3"], 1, "There is no option --lrr. Did you mean --lr?"),
         (["--help"], 0, "usage: trainlab run FILE[:EXPERIMENT] [OPTIONS]"),
     ]:

@@ -23,6 +23,7 @@ import trainlab
 from trainlab.errors import InvalidTypeError, InvalidValueError
 from trainlab.experiments import Search, Values
 from trainlab.experiments.definition import registered
+from trainlab.experiments.help_text import help_of
 
 
 class Color(enum.Enum):
@@ -143,6 +144,7 @@ def test_the_defaults_are_the_models(train: trainlab.Experiment) -> None:
         (["--optimizer.momentum", "0.5", "--optimizer.kind", "sgd"], {"optimizer": SGD(momentum=0.5)}),
         (["--extra.lr", "3"], {"extra": SGD(lr=3)}),
         (["--extra", "none"], {"extra": None}),
+        (["--extra", "None"], {"extra": None}),
         (["--flag"], {"flag": True}),
         (["--flag", "--no-flag"], {"flag": False}),
         (["--maybe"], {"maybe": True}),
@@ -287,7 +289,8 @@ def test_annotations_may_be_texts() -> None:
         lr: float = 1.0
 
     @trainlab.experiment
-    def train(config: "Local", context: Any) -> None: ...
+    def train(config: "Local", context: "Any") -> Any:
+        return train  # a name that has no value yet where the types are looked up
 
     assert train.model is Local
     assert train.takes_context
@@ -396,16 +399,58 @@ def test_runs_share_no_default_object() -> None:
 
 
 def test_defaults_of_nested_fields_can_be_changed() -> None:
-    """@experiment(defaults=...) reaches into models, by the option's name or nested."""
+    """@experiment(defaults=...) reaches into models, by the name, nested or as a model, and --help tells it."""
 
     class Local(BaseModel):
         data: Data = Data()
+        extra: Data | None = None
 
     def train(config: Local) -> None: ...
 
-    for defaults in ({"data.size": 7}, {"data": {"size": 7}}):
-        values = read(trainlab.experiment(defaults=defaults)(train))
-        assert (values.params["data"].size, values.origins["data.size"]) == (7, "default")
+    for defaults in ({"data.size": 7}, {"data": {"size": 7}}, {"data": Data(size=7)}):
+        made = trainlab.experiment(defaults={**defaults, "extra.size": 8})(train)
+        values = read(made)
+        assert (values.params["data"].size, values.params["extra"].size, values.origins["data.size"]) == (
+            7,
+            8,
+            "default",
+        )
+        told = " ".join(help_of(made, "train.py").split())
+        assert "--data.size INT [default: 7]" in told
+        assert "--extra none none for none at all [default: set]" in told
+    told = " ".join(help_of(trainlab.experiment(train), "train.py").split())
+    assert "--extra none none for none at all [default: none]" in told
+    with pytest.raises(InvalidValueError, match="default of 'data.size' in defaults= cannot be used: must be above 0"):
+        trainlab.experiment(defaults={"data": {"size": 0}})(train)
+
+
+def test_help_of_a_union_inside_a_union_names_both_choices() -> None:
+    """A field that two choices lead to is told with both, and none of them twice."""
+
+    class Inner(BaseModel):
+        kind: Literal["b", "c"] = "b"
+        size: int = 1
+
+    class Other(BaseModel):
+        kind: Literal["d"] = "d"
+
+    class Outer(BaseModel):
+        kind: Literal["n"] = "n"
+        inner: Inner | Other = Field(Inner(), discriminator="kind")
+
+    class Last(BaseModel):
+        kind: Literal["z"] = "z"
+
+    class Local(BaseModel):
+        o: Outer | Last = Field(Outer(), discriminator="kind")
+
+    @trainlab.experiment
+    def train(config: Local) -> None: ...
+
+    told = " ".join(help_of(train, "train.py").split())
+    both = "only with o.kind=n and o.inner.kind=b or o.kind=n and o.inner.kind=c"
+    assert f"--o.inner.size INT [{both}; default: 1]" in told
+    assert "--o.inner.kind {b,c,d} which of them [only with o.kind=n; default: b]" in told
 
 
 def test_aliases_and_strict_fields_take_options() -> None:

@@ -173,8 +173,8 @@ def build_plain(params: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("experiment", "line", "told"),
     [
-        (build, "--stages=[{size: 3, nme: x}]", "stages[0] has no 'nme'. Did you mean name? It can have: size, name_"),
-        (build, "--u={a: 5}", "u has no 'a'. It can have: size, name_, name."),
+        (build, "--stages=[{size: 3, nme: x}]", "stages[0] has no 'nme'. Did you mean name? It can have: size, name."),
+        (build, "--u={a: 5}", "u has no 'a'. It can have: size, name."),
         (build, "--by-name={a: [{size: 1}, {b: 1}]}", "by_name.a[1] has no 'b'."),
         (build_plain, "--stages=[{siez: 3}]", "stages[0] has no 'siez'. Did you mean size?"),
     ],

@@ -1,21 +1,24 @@
 """Parameters that decorators declare: what they take, what they give, and what is wrong before anything runs."""
 
 import enum
+import json
 import pickle
 import subprocess
 import sys
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import Field
+from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 import trainlab
 from trainlab.errors import InvalidTypeError, InvalidValueError, TrainlabError
 from trainlab.experiments import Values
 from trainlab.experiments.definition import registered
+from trainlab.experiments.help_text import help_of
 
 DEFAULTS = {
     "output_dir": Path("runs"),
@@ -37,6 +40,10 @@ class Sizes(TypedDict):
     """What is written as YAML."""
 
     width: int
+
+
+class Model(BaseModel):
+    """What a main function can take."""
 
 
 class Activation(enum.Enum):
@@ -130,7 +137,16 @@ def test_every_parameter_has_a_value() -> None:
         ({"type": Sizes}, ["--x", "{width: 3}"], {"width": 3}),
         ({"type": Sizes | None}, ["--x", "none"], None),
         ({"type": int, "allowed_values": [1, 2]}, ["--x", "2"], 2),
-        ({"type": float, "allowed_values": [1, 2]}, ["--x", "2"], 2),
+        ({"type": float, "allowed_values": [1, 2]}, ["--x", "2"], 2.0),
+        ({"type": Path, "allowed_values": ["a", "b"]}, ["--x", "b"], Path("b")),
+        ({"type": Activation, "allowed_values": ["RELU"]}, ["--x", "relu"], Activation.RELU),
+        ({"type": tuple[int, ...], "allowed_values": ["1", 2]}, ["--x", "2", "1"], (2, 1)),
+        ({"type": set[str], "allowed_values": ["A", "B"]}, ["--x", "a"], {"A"}),
+        ({"type": deque[int]}, ["--x", "1", "2"], deque([1, 2])),
+        ({"type": defaultdict[str, int]}, ["--x", "a=1"], defaultdict(int, {"a": 1})),
+        ({"type": OrderedDict[str, int]}, ["--x", "a=1"], OrderedDict(a=1)),
+        ({"type": Counter[str]}, ["--x", "{a: 2}"], Counter("aa")),
+        ({"type": float}, ["--x", "-Infinity"], float("-inf")),
         ({"allowed_values": ["Adam", "SGD"]}, ["--x", "adam"], "Adam"),
         ({"allowed_values": [1, "all"]}, ["--x", "1"], 1),
         ({"allowed_values": ["A", "B"], "multiple": True}, ["--x", "b", "a"], ["B", "A"]),
@@ -160,7 +176,20 @@ def test_a_line_gives_typed_values(options: dict[str, Any], words: list[str], va
         ({"is_flag": True}, ["--x=3"], "--x takes no value: it is --x or --no-x. Received: --x=3."),
         ({"is_flag": True}, ["--no-x=3"], "--no-x takes no value: it is --x or --no-x. Received: --no-x=3."),
         ({"allowed_values": ["adam", "sgd"]}, ["--x", "lamb"], "--x: must be one of adam, sgd. Received: 'lamb'."),
-        ({"type": Literal["adam", "sgd"]}, ["--x", "adm"], "--x: must be one of adam, sgd. Did you mean adam?"),
+        ({"type": Literal["adam", "sgd"]}, ["--x", "adm"], "must be one of adam, sgd (Did you mean adam?). Received"),
+        ({"type": json.loads}, ["--x", "{"], "--x: Expecting property name"),
+        ({"type": {"cpu": 1}.__getitem__}, ["--x", "gpu"], "--x: KeyError: 'gpu'. Received: 'gpu'."),
+        (
+            {"type": int, "multiple": True},
+            ["--x=1", "2"],
+            "Several values are given as --x A B or as --x=A --x=B. Recei",
+        ),
+        ({"type": dict[str, int] | dict[str, str]}, ["--x", "a=b"], "must be a dict; in YAML {key: value}"),
+        (
+            {"type": dict[str, dict[str, int]]},
+            ["--x", "a=1"],
+            "--x: must be a dict; in YAML {key: value}. Received: 'a=",
+        ),
         ({"type": int, "multiple": True}, ["--x", "1", "b"], "--x: item 2 must be a whole number."),
         ({"type": tuple[int, int]}, ["--x", "1"], "--x: item 2 "),
         ({"type": dict[str, int]}, ["--x", "a"], "--x takes key=value pairs"),
@@ -217,8 +246,15 @@ def test_all_that_is_wrong_is_told_at_once() -> None:
         ({"name": "x", "allowed_values": []}, "empty"),
         ({"name": "x", "allowed_values": "ab"}, "a list"),
         ({"name": "x", "type": 3}, "a type, or a function"),
-        ({"name": "x", "type": int, "default": "a"}, "'x' must be a whole number. Received: 'a'."),
-        ({"name": "x", "default": "c", "allowed_values": ["a", "b"]}, "'x' must be one of a, b. Received: 'c'."),
+        ({"name": "x", "type": int, "default": "a"}, "'x' cannot be used: must be a whole number. Received: 'a'."),
+        (
+            {"name": "x", "default": "c", "allowed_values": ["a", "b"]},
+            "'x' cannot be used: must be one of a, b. Received",
+        ),
+        (
+            {"name": "x", "type": int, "allowed_values": [1, "b"]},
+            "of 'x' cannot be used: must be a whole number. Received",
+        ),
         ({"name": "x", "envvar": ""}, "name of a variable"),
         ({"name": "x", "search": 3}, "trainlab.Search"),
         ({"name": "password", "type": int, "default": "abc"}, "Received: ***."),
@@ -338,16 +374,47 @@ def test_parents_may_share_a_single_parameter_and_no_group() -> None:
 
 
 def test_changed_defaults_have_to_fit() -> None:
-    """A changed default of an unknown name, or of a wrong type, is told before a run."""
+    """A changed default of an unknown name, or one that cannot be used, is told where the experiment is defined."""
 
+    @trainlab.parameter("color", allowed_values=["red"])
+    @trainlab.parameter("password")
     def train(params: dict[str, Any]) -> None: ...
 
-    with pytest.raises(InvalidValueError, match=r"no parameter 'nnode', in defaults=.*Did you mean nnodes\?"):
-        read(trainlab.experiment(defaults={"nnode": 3})(train))
-    with pytest.raises(InvalidValueError, match="the default of nnodes: must be a whole number. Received: 'a'."):
-        read(trainlab.experiment(defaults={"nnodes": "a"})(train))
+    for defaults, problem in [
+        ({"nnode": 3}, "no parameter 'nnode', in defaults=. Did you mean nnodes?"),
+        (
+            {"nnodes": "a"},
+            "The default of 'nnodes' in defaults= cannot be used: must be a whole number. Received: 'a'.",
+        ),
+        ({"color": "blue"}, "The default of 'color' in defaults= cannot be used: must be one of red."),
+        ({"password": 12345}, "Received: ***."),
+        (
+            {"nnodes": lambda: 3},
+            "defaults= takes values; a function that makes one is @trainlab.parameter(default=...)",
+        ),
+    ]:
+        with pytest.raises(InvalidValueError) as caught:
+            trainlab.experiment(defaults=defaults)(train)
+        assert problem in str(caught.value)
     with pytest.raises(InvalidValueError, match="the default of x: must be a whole number"):
         read(one(type=int, default=lambda: "a"))
+
+
+def test_help_tells_changed_defaults() -> None:
+    """What @experiment(defaults=...) changes is the default in --help, and what was needed is so no longer."""
+
+    @trainlab.experiment(defaults={"size": 5, "lr": "3e-1", "output_dir": "results", "seed": 3, "debug": None})
+    @trainlab.parameter("size", int, 10, default_help="ten")
+    @trainlab.parameter("lr", float, required=True)
+    @trainlab.parameter("seed", int, lambda: 4)
+    def train(params: dict[str, Any]) -> None: ...
+
+    told = " ".join(help_of(train, "train.py").split())
+    assert "--size INT [default: 5] --lr FLOAT [default: 0.3] --seed INT [default: 3]" in told
+    assert "made in [default: results]" in told
+    assert "is raised [default: no]" in told
+    params = read(train).params
+    assert (params["size"], params["lr"], params["seed"], params["debug"]) == (5, 0.3, 3, False)
 
 
 def test_the_stronger_source_counts(tmp_path: Path) -> None:
@@ -475,20 +542,60 @@ def test_an_experiment_is_named_like_its_function() -> None:
             trainlab.experiment(name=name)(Train_All.main)
 
 
+def model_last(context: Any, config: Model) -> None:
+    """Has its arguments the wrong way round."""
+
+
 @pytest.mark.parametrize(
     "main",
     [
         lambda: None,
         lambda a, b, c: None,
         lambda *, key: None,
+        model_last,
         3,
         print,
     ],
 )
 def test_a_main_function_of_another_form_is_an_error(main: Any) -> None:
-    """What is no function of (params), (params, context) or a model is refused at once."""
+    """What is no function of (params), (params, context), a model, or a model and the context is refused at once."""
     with pytest.raises(InvalidTypeError, match="made of a function|main function takes"):
         trainlab.experiment(main)
+
+
+def test_a_main_function_that_would_not_run_is_an_error() -> None:
+    """A coroutine or a generator, of which a call runs nothing, is refused instead of recorded as finished."""
+
+    async def coroutine(params: dict[str, Any]) -> None: ...
+
+    def generator(params: dict[str, Any]) -> Any:
+        yield params
+
+    async def both(params: dict[str, Any]) -> Any:
+        yield params
+
+    for main in (coroutine, generator, both):
+        with pytest.raises(InvalidTypeError, match=f"runs nothing of it.*Received: .*{main.__name__}"):
+            trainlab.experiment(main)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated where they stand before Python 3.14")
+def test_types_for_a_type_checker_alone_are_told() -> None:
+    """A type that is there for type checkers alone may be the context's, and is told to be missing as a model."""
+    text = "def train(params, context: Context): ...\ndef other(config: Config): ..."
+    module: dict[str, Any] = {"__name__": "evaluated_late"}
+    exec(text, module)
+    assert trainlab.experiment(module["train"]).takes_context
+    with pytest.raises(InvalidTypeError, match="The type of config in other cannot be found"):
+        trainlab.experiment(module["other"])
+
+
+def test_a_line_is_a_list_of_texts() -> None:
+    """A program that gives a line as one text, or with numbers in it, is told so."""
+    for argv in ("--x 3", ["--x", 3], 3):
+        for run in (one().cli, trainlab.group(lambda: None, name="all").cli, trainlab.global_entrypoint):
+            with pytest.raises(InvalidTypeError, match="A command line is a list of its words"):
+                run(argv)  # type: ignore[operator]
 
 
 @trainlab.experiment

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -92,6 +93,8 @@ def test_a_package_that_is_loaded_later_is_seeded_too(tmp_path: Path) -> None:
         "@trainlab.experiment\n"
         "def train(params):\n"
         "    assert not {'numpy', 'torch'} & set(sys.modules)\n"
+        "    import importlib.util\n"
+        "    assert importlib.util.find_spec('numpy') and importlib.util.find_spec('nowhere') is None\n"
         "    import numpy\n"
         "    print(numpy.random.rand())\n"
         "train.run({'random_seed': 7})\n"
@@ -428,3 +431,95 @@ def test_of_threads_one_runs_and_the_others_leave_nothing(tmp_path: Path) -> Non
     assert len(refused) == 3
     (folder,) = (tmp_path / "train").iterdir()
     assert record_of(folder)["status"] == "finished"
+
+
+class Untellable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+def test_an_error_that_cannot_be_told_is_recorded(tmp_path: Path) -> None:
+    """Also an exception whose text raises comes out as it is, and leaves a failed run whose folder is closed."""
+    error = Untellable()
+
+    def main(values: dict[str, Any]) -> None:
+        raise error
+
+    experiment = made(main)
+    for _ in range(2):
+        with pytest.raises(Untellable) as caught:
+            experiment.run({"output_dir": tmp_path})
+        assert caught.value is error
+    records = [record_of(folder) for folder in (tmp_path / "train").iterdir()]
+    assert [(record["status"], record["error"]) for record in records] == [
+        ("failed", "Untellable: <its message cannot be told>")
+    ] * 2
+    assert not logging.getLogger("trainlab").handlers
+
+
+def test_a_huge_error_does_not_fill_the_record(tmp_path: Path) -> None:
+    """Of an error's text the record has the beginning, cut where no half of a secret is left; the log has all."""
+
+    def main(values: dict[str, Any]) -> None:
+        raise ValueError("x" * 9_980 + values["api_token"] + "y" * 1_000_000)
+
+    with pytest.raises(ValueError):
+        trainlab.parameter("api_token")(made(main)).run({"output_dir": tmp_path, "api_token": "open-sesame-4711"})
+    folder = only_run(tmp_path, "train")
+    assert record_of(folder)["error"].endswith("x***yyyyy… and 999995 characters more")
+    assert (folder / "log.txt").stat().st_size > 1_000_000
+
+
+def test_the_first_thing_that_goes_wrong_at_the_end_is_told(tmp_path: Path) -> None:
+    """If neither the record nor the log can be written, the error is the record's; the folder is let go."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "log.txt").symlink_to("/dev/full")
+
+    def main(values: dict[str, Any]) -> None:
+        (folder / ".run.json.tmp").mkdir()
+
+    with pytest.raises(RunFolderError, match=r"run\.json cannot be written"):
+        running.run(made(main), made(main).read({}), run_dir=folder)
+    (folder / ".run.json.tmp").rmdir()
+    with pytest.raises(RunFolderError, match=r"log\.txt cannot be written: No space left"):
+        running.run(made(lambda values: 3), made(lambda values: 3).read({}), run_dir=folder)
+    assert record_of(folder)["result"] == 3
+
+
+@pytest.mark.parametrize("closing", ["2>&-", "2>/dev/full", "2>&1 | true"])
+def test_a_warning_that_nobody_can_be_shown_ends_no_run(tmp_path: Path, closing: str) -> None:
+    """A run whose standard error is closed, full or read by nobody has its warnings in the log, and goes on."""
+    code = (
+        "import logging, trainlab\n"
+        "@trainlab.experiment\n"
+        "def train(params):\n"
+        "    for _ in range(3):\n"
+        "        logging.getLogger('trainlab.test').warning('careful')\n"
+        "train.run({})\n"
+    )
+    (tmp_path / "train.py").write_text(code)
+    subprocess.run(["bash", "-c", f"{sys.executable} train.py {closing}"], cwd=tmp_path, check=False, timeout=120)
+    until(lambda: record_of(only_run(tmp_path / "runs", "train"))["status"] != "running", lambda: "it goes on")
+    folder = only_run(tmp_path / "runs", "train")
+    assert record_of(folder)["status"] == "finished" and (folder / "log.txt").read_text().count("careful") == 3
+
+
+def test_a_signal_does_not_wait_for_git(tmp_path: Path) -> None:
+    """SIGTERM while git looks at a huge tree ends the run and git at once, and not when its time is over."""
+    (tmp_path / ".git").mkdir()
+    place = tmp_path / "git.pid"
+    # More than fits into a pipe: it goes on when it is being read.
+    fake = "[[ $* == *rev-parse* ]] && { echo /; echo abc; exit; }\nhead -c 200000 /dev/zero\n"
+    (tmp_path / "git").write_text(f"#!/bin/bash\n{fake}echo $$ > {shlex.quote(str(place))}\nexec sleep 600\n")
+    (tmp_path / "git").chmod(0o755)
+    (tmp_path / "train.py").write_text(
+        "import trainlab\n@trainlab.experiment\ndef train(params): pass\ntrain.run({})\n"
+    )
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen([sys.executable, "train.py"], cwd=tmp_path, env=environment) as process:
+        until(lambda: place.exists() and place.read_text(), lambda: "git was not asked")
+        process.terminate()
+        assert process.wait(timeout=15) == 143
+    until(lambda: not Path(f"/proc/{place.read_text().strip()}").exists(), lambda: "git is left")
+    assert record_of(only_run(tmp_path / "runs", "train"))["status"] == "interrupted"

@@ -129,3 +129,14 @@ def killed_and_resumed(root: str, run_dir: str) -> bytes:
         first = ended.code
     os.environ.update(TRAINLAB_RUN_DIR=run_dir, TRAINLAB_RESUME="1")
     return pickle.dumps((first, line.run({"output_dir": root})))
+
+
+@trainlab.experiment
+def tells_search(values: dict[str, Any]) -> str | None:
+    """Tell what is in the environment of a search."""
+    return os.environ.get("TRAINLAB_SEARCH")
+
+
+def run_searched(root: str) -> Any:
+    """Run it, in a process of a test."""
+    return tells_search.run({"output_dir": root})

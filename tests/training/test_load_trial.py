@@ -48,6 +48,24 @@ def test_a_trial_is_loaded_with_its_hyperparameters(open_run: Any) -> None:
     assert sorted(Path().iterdir()) == before
 
 
+class PaddedTrial(SizedTrial):
+    """A Trial whose model hangs on a hyperparameter that a checkpoint takes for a secret."""
+
+    def build_model(self) -> nn.Module:
+        assert len(self.context.get_hparam("pad_token")) == 5
+        return super().build_model()
+
+
+def test_a_hyperparameter_that_looks_like_a_secret_is_asked_for(open_run: Any) -> None:
+    """What a checkpoint leaves out as a secret is never read as `***`: it is an error that says how to give it."""
+    run(open_run, PaddedTrial, hparams={"width": 5, "pad_token": "<pad>"})
+    assert "<pad>" not in (newest() / "manifest.json").read_text(encoding="utf-8")
+    with pytest.raises(InvalidValueError, match=r"'pad_token' is not known.*hparams=\{'pad_token': \.\.\.\}"):
+        trainlab.load_trial_from_checkpoint_path(newest())
+    loaded = trainlab.load_trial_from_checkpoint_path(newest(), hparams={"pad_token": "[PAD]"})
+    assert loaded.context.get_hparams() == {"width": 5, "pad_token": "[PAD]"}
+
+
 def test_a_trial_is_loaded_with_further_arguments(open_run: Any) -> None:
     """trial_kwargs reach the Trial; weights that do not fit then are named with the keys."""
     run(open_run, SizedTrial, hparams={"width": 5})

@@ -14,7 +14,8 @@ from tests.distributed.ranks import run_ranks, start_ranks
 from tests.training.pruned import Study, current, train_drawing, train_pruned
 from tests.training.trials import LineTrial
 from trainlab import Batch, Epoch
-from trainlab.errors import InvalidValueError, MetricError
+from trainlab.errors import InvalidTypeError, InvalidValueError, MetricError
+from trainlab.experiments.searched import report
 
 # What is above this is pruned: any loss, and any loss once there were so many steps.
 ALWAYS = optuna.pruners.ThresholdPruner(upper=0.0)
@@ -69,9 +70,32 @@ def test_no_length_at_all(open_run: OpenRun, tmp_path: Path) -> None:
 
 
 def test_a_search_for_a_metric_that_is_not_there(open_run: OpenRun, tmp_path: Path) -> None:
-    """A search for a metric that the validation does not give is told before training, with those that it gives."""
+    """To prune by a metric that the validation does not give is refused before training, with those that it gives."""
     with pytest.raises(MetricError, match=r"gives no metric 'accuracy', which the search looks at. It gives: 'loss'"):
-        fit(open_run, study := Study(tmp_path, metric="accuracy"), max_length=Batch(40))
+        fit(open_run, study := Study(tmp_path, ALWAYS, metric="accuracy"), max_length=Batch(40))
+    assert study.reported == {}
+
+
+def test_a_search_for_what_main_returns(open_run: OpenRun, tmp_path: Path) -> None:
+    """Without a pruner the metric may be one of the main function's own, which the validation does not give."""
+    result = fit(open_run, study := Study(tmp_path, metric="score"), max_length=Batch(8))
+    assert (result.stop_reason, study.reported) == ("max_length", {})
+
+
+@pytest.mark.parametrize(
+    ("value", "step", "error", "told"),
+    [
+        ("abc", 1, InvalidTypeError, "is a number. Received: 'abc'"),
+        (1.0, 1.5, InvalidTypeError, r"step of a report is an int. Received: 1\.5"),
+        (1.0, -1, InvalidValueError, "at least 0. Received: -1"),
+    ],
+)
+def test_a_report_that_cannot_be_used(
+    tmp_path: Path, value: object, step: object, error: type[Exception], told: str
+) -> None:
+    """A report of what is no number, or of a step that is none, is refused with what was given."""
+    with current(tmp_path, (study := Study(tmp_path)).searched), pytest.raises(error, match=told):
+        report(value, step)  # type: ignore[arg-type]  # the mistake
     assert study.reported == {}
 
 

@@ -2,13 +2,12 @@
 
 import json
 import re
-import traceback
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from trainlab.distributed.store import StoreLostError
 from trainlab.errors import PeerFailedError
-from trainlab.runs.traceback_text import told_traceback
+from trainlab.runs.traceback_text import told_message, told_traceback
 
 __all__ = ["Failure", "Kind", "is_consequence", "is_timeout"]
 
@@ -58,8 +57,7 @@ class Failure:
         Returns:
             A failure of the kind "error".
         """
-        message = "".join(traceback.format_exception_only(type(error), error)).strip()
-        return cls(rank, "error", phase, batch, message, told_traceback(error))
+        return cls(rank, "error", phase, batch, told_message(error), told_traceback(error))
 
     def headline(self, size: int) -> str:
         """One sentence for a person.

@@ -12,12 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainlab.errors import InvalidStateError, InvalidValueError, LaunchError
+from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError, LaunchError
+from trainlab.experiments.searched import SEARCH
+from trainlab.experiments.seeding import seed_process
 from trainlab.launch.child import ChildProcess
 from trainlab.runs import JoinedFolder, RankOutput
 from trainlab.runs.current import CurrentRun, Seeds, begin_run, current_run, end_run
 from trainlab.runs.masking import Masking
 from trainlab.runs.sent_run import VARIABLE, sent_to_children
+from trainlab.runs.traceback_text import hide
 
 if TYPE_CHECKING:
     from trainlab.experiments.definition import Experiment
@@ -210,7 +213,7 @@ def launch_subprocess(**overrides: Any) -> ExperimentProcess:
     number = next(children.numbers)
     assert run.folder is not None  # a run that began children has one; kept for the type checker
     helper = _Helper(children.experiment, values, run.output_dir, run.folder.told, number, _log_number(number))
-    process = _process(helper, f"helper {number} of {run.experiment}", TRAINLAB_CONSOLE_COPY="1")
+    process = _process(helper, f"helper {number} of {run.experiment}", values, TRAINLAB_CONSOLE_COPY="1")
     return _started(children, process, number)
 
 
@@ -227,7 +230,15 @@ def run_experiment(experiment: "Experiment", params: Mapping[str, Any] | None = 
     Raises:
         RankFailedError: it failed, with the traceback.
         InvalidValueError: the parameters are wrong.
+        InvalidTypeError: it is no experiment.
     """
+    from trainlab.experiments.definition import Experiment
+
+    if not isinstance(experiment, Experiment):
+        raise InvalidTypeError(
+            f"run_experiment runs an experiment. Received: {experiment!r} ({type(experiment).__name__}). Pass the "
+            "function that @trainlab.experiment stands above, itself and not its name."
+        )
     process = run_in_new_process(experiment, experiment.read(params))
     try:
         return process.result()
@@ -250,12 +261,24 @@ def run_in_new_process(experiment: "Experiment", values: "Values") -> Experiment
     Raises:
         LaunchError: the main function cannot be found by a new process.
     """
-    return _started(_children, _process(_Run(experiment, values), experiment.path), 0)
+    return _started(_children, _process(_Run(experiment, values), experiment.path, values), 0)
 
 
-def _process(function: Any, name: str, **environment: str | None) -> ExperimentProcess:
+def _process(function: "_Helper | _Run", name: str, values: "Values", **environment: str | None) -> ExperimentProcess:
+    run = current_run()
+    if run is not None:  # whose program may write what it hears from the process
+        run.masking.add(values.secrets)
     # They are no trials of the search that this run may be one of, and begin runs for themselves.
-    return ExperimentProcess(function, environment={"TRAINLAB_SEARCH": None, VARIABLE: None, **environment}, name=name)
+    try:
+        return ExperimentProcess(function, environment={SEARCH: None, VARIABLE: None, **environment}, name=name)
+    except LaunchError as error:
+        main = function.experiment.main
+        if "<locals>" not in getattr(main, "__qualname__", ""):
+            raise
+        raise LaunchError(
+            f"The experiment of {name} cannot be sent to another process: it is defined in a function. Received: "
+            f"{main.__qualname__}. Define it at the top level of a module, or of the script."
+        ) from error
 
 
 def _started(children: _Children | None, process: ExperimentProcess, number: int) -> ExperimentProcess:
@@ -276,10 +299,16 @@ def _overridden(experiment: "Experiment", values: "Values", overrides: Mapping[s
         )
     if not overrides:
         return values
-    given = {name: value for name, value in values.params.items() if name != "params_file" and value is not None}
-    read = experiment.read({**given, **overrides})
-    kept = {name: value for name, value in values.params.items() if name not in overrides}
-    return replace(read, params={**read.params, **kept})
+    read = experiment.read_line(overrides, experiment.line([]), {}, base=values)
+    origins = {
+        name: origin if origin == "call" else values.origins.get(name, origin) for name, origin in read.origins.items()
+    }
+    return replace(
+        read,
+        params={**read.params, "params_file": values.params["params_file"]},
+        origins=origins,
+        secrets=(*values.secrets, *read.secrets),
+    )
 
 
 def _log_number(number: int) -> int:
@@ -304,10 +333,9 @@ class _Helper:
     log_number: int
 
     def __call__(self) -> Any:
-        from trainlab.experiments.running import seed_process
-
         params = self.values.params
-        folder = JoinedFolder(self.told, self.log_number)
+        hide(self.values.secrets)
+        folder = JoinedFolder(self.told, self.log_number, Masking(self.values.secrets))
         run = CurrentRun(
             experiment=self.experiment.path,
             output_dir=self.output_dir,
@@ -316,14 +344,14 @@ class _Helper:
             seeds=Seeds(params["random_seed"]),
             is_subprocess=True,
             local_rank=self.number,
+            masking=folder.masking,
             is_trained=True,  # the run's folder is not for a training of the helper's
         )
         with ExitStack() as ending:
             ending.callback(folder.close)
-            folder.masking = Masking(self.values.secrets)
             folder.attach_log()
             folder.attach_users_log()
-            output = RankOutput.open(folder.path, self.log_number)
+            output = RankOutput.open(folder.path, self.log_number, folder.masking)
             del os.environ["TRAINLAB_CONSOLE_COPY"]  # a training of the helper's has a log of its own
             if output is not None:
                 ending.callback(output.close)

@@ -2,7 +2,6 @@
 
 import bdb
 import contextlib
-import os
 import pdb
 import re
 import sys
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from trainlab.experiments.parameters import looks_secret
 from trainlab.launch.worker import environment
+from trainlab.runs.masking import MASK
+from trainlab.runs.traceback_text import users_frames
 
 if TYPE_CHECKING:
     from rich.pretty import Node
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 __all__ = ["debugged"]
 
 _PACKAGE = str(Path(__file__).parents[1])
-_MASK = "***"
 _TEXT = re.compile(r"b?['\"]")
 _CUT = re.compile(r"(['\"]\+\d+)?$")  # how rich ends a text that it has cut
 _LONGEST = 200
@@ -59,20 +59,11 @@ def debugged(enabled: bool, secrets: Sequence[str] = ()) -> Iterator[None]:
             raise  # who leaves the debugger has seen the place
         except Exception as error:
             bar.close()
-            place = _users_frames(error.__traceback__)
+            place = users_frames(error)
             _show(error, place, [secret for secret in secrets if secret])
             if has_terminal:
                 pdb.post_mortem(place)
             raise
-
-
-def _users_frames(traceback: TracebackType | None) -> TracebackType | None:
-    """A traceback without the calls of trainlab's that lead to the user's program."""
-    around = (f"{_PACKAGE}{os.sep}", contextlib.__file__)
-    place = traceback
-    while place is not None and place.tb_frame.f_code.co_filename.startswith(around):
-        place = place.tb_next
-    return place or traceback
 
 
 def _show(error: Exception, place: TracebackType | None, secrets: list[str]) -> None:
@@ -100,7 +91,7 @@ def _mask_trace(trace: "Trace", secrets: list[str]) -> None:
         for frame in stack.frames:
             for name, node in (frame.locals or {}).items():
                 _mask_node(node, secrets, hidden=looks_secret(name))
-        for inner in getattr(stack, "exceptions", []):  # of an ExceptionGroup; rich has them from 14 on
+        for inner in stack.exceptions:  # of an ExceptionGroup
             _mask_trace(inner, secrets)
 
 
@@ -108,7 +99,7 @@ def _mask_node(node: "Node", secrets: list[str], *, hidden: bool) -> None:
     """Mask a value and all that is in it; one that cannot be told from a secret is masked whole."""
     node.key_repr = _masked(node.key_repr, secrets)
     if _TEXT.match(node.value_repr) and (hidden or node.value_repr.strip("b'\"") in secrets):
-        node.value_repr = repr(_MASK)
+        node.value_repr = repr(MASK)
     node.value_repr = _masked(node.value_repr, secrets)
     if len(node.value_repr) > 2 * _LONGEST:  # of an object with a long repr, which rich leaves whole
         node.value_repr = f"{node.value_repr[:_LONGEST]}…+{len(node.value_repr) - _LONGEST}"
@@ -125,11 +116,11 @@ def _masked(text: str, secrets: list[str]) -> str:
     for secret in secrets:
         if len(secret) < _SHORTEST_SECRET:
             continue
-        text = text.replace(secret, _MASK)
+        text = text.replace(secret, MASK)
         end: Any = _CUT.search(text)
         body = text[: end.start()]
         # A text may have been cut in the middle of it.
         kept = next((n for n in range(len(secret) - 1, _SHORTEST_SECRET - 1, -1) if body.endswith(secret[:n])), 0)
         if end[0] and kept:
-            text = f"{body[:-kept]}{_MASK}{end[0]}"
+            text = f"{body[:-kept]}{MASK}{end[0]}"
     return text

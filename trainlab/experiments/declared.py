@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
 
 from trainlab.errors import InvalidValueError
 from trainlab.experiments.default_parameters import DEFAULT_PARAMETERS
@@ -10,7 +12,7 @@ from trainlab.experiments.parameters import RESERVED, Parameter
 __all__ = ["Declared"]
 
 
-@dataclass
+@dataclass(eq=False)
 class Declared:
     """What decorators have declared for one function.
 
@@ -19,6 +21,7 @@ class Declared:
         parameters: its own, from the top to the bottom of the source.
         groups: the help of each group of parameters of its own, by name.
         inherited: what others have declared for theirs; comes first.
+        heirs: those that inherit from this.
         fields: of the pydantic model that the function takes, which are parameters too.
     """
 
@@ -26,7 +29,12 @@ class Declared:
     parameters: list[Parameter] = field(default_factory=list)
     groups: dict[str, str] = field(default_factory=dict)
     inherited: "list[Declared]" = field(default_factory=list)
+    heirs: "WeakSet[Declared]" = field(default_factory=WeakSet, repr=False)
     fields: list[Parameter] = field(default_factory=list)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Another process gets one experiment, not those that are its relatives.
+        return {**self.__dict__, "heirs": WeakSet()}
 
     def add(self, new: list[Parameter], group: tuple[str, str] | None = None) -> None:
         """Take in what a decorator declares, above what is there.
@@ -42,10 +50,17 @@ class Declared:
             raise InvalidValueError(f"{self.of} has a group of parameters {group[0]!r} already. Give it another name.")
         for place, parameter in enumerate(new):
             self._check(parameter, [*self.parameters, *new[:place]])
+        before = self.parameters, self.groups
         self.parameters = [*new, *self.parameters]
         if group is not None:
             self.groups = {group[0]: group[1], **self.groups}
-        self._check_all()
+        try:
+            self._check_all()
+            for heir in self.heirs:
+                heir._check_inherited()
+        except InvalidValueError:
+            self.parameters, self.groups = before
+            raise
 
     def inherit(self, parents: "Iterable[Declared]") -> None:
         """Take in what others declare.
@@ -57,6 +72,11 @@ class Declared:
             InvalidValueError: a name is there already, or in different groups of two parents.
         """
         self.inherited = [*parents]
+        for parent in self.inherited:
+            parent.heirs.add(self)
+        self._check_inherited()
+
+    def _check_inherited(self) -> None:
         found: dict[str, Parameter] = {}
         for parameter in (parameter for parent in self.inherited for parameter in parent.all()):
             before = found.setdefault(parameter.name, parameter)
@@ -68,6 +88,8 @@ class Declared:
         for parameter in self.parameters:
             self._check(parameter, [])
         self._check_all()
+        for heir in self.heirs:
+            heir._check_inherited()
 
     def all(self) -> list[Parameter]:
         """All parameters, the inherited ones first; of two parents' with one name that of the first parent."""

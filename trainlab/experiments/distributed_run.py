@@ -2,12 +2,12 @@
 
 import logging
 import os
-import socket
 from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import InvalidValueError
 from trainlab.experiments.determinism import CUBLAS_WORKSPACE
 from trainlab.launch import Platform, launch
+from trainlab.launch.ports import free_port
 from trainlab.launch.worker import environment
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def run_distributed(
     if values.params["deterministic"]:
         variables = {name: os.environ.get(name, value) for name, value in CUBLAS_WORKSPACE.items()}
     if platform.nodes == 1 and platform.processes == 1:
-        variables |= _alone(platform.master_port or _free_port())
+        variables |= _alone(platform.master_port or free_port())
     with environment(variables):
         results = launch(_Rank(experiment, values, run_dir, resumes), platform=platform)
     return results[0]  # type: ignore[index]  # no handle: this is no job of SLURM
@@ -117,9 +117,3 @@ def _alone(port: int) -> dict[str, str]:
     names = ("RANK", "LOCAL_RANK", "GROUP_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
     numbers = {name: str(int(name.endswith("SIZE"))) for name in names}
     return {**numbers, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from trainlab.experiments.definition import Experiment
     from trainlab.experiments.values import Values
 
-__all__ = ["Opened", "Place", "open_run", "ranks_of_environment"]
+__all__ = ["Opened", "Place", "open_run", "ranks_of_environment", "root_of"]
 
 logger = logging.getLogger("trainlab.experiments")
 
@@ -111,6 +111,7 @@ class Opened:
             yield
             return
         self.ranks.watchdog.on_failure(self._note_failure)
+        self.ranks.phase("the main function")
         with self.ranks.guard():
             yield
 
@@ -223,7 +224,7 @@ def _open_folder(experiment: "Experiment", values: "Values", place: Place) -> Ru
     # The launch's folder is for its first run, and not for those of the programs that this one may start.
     of_launch = os.environ.pop("TRAINLAB_LAUNCH_RUN", None) if place.run_dir is None else None
     launch = _launched()
-    root = _root(values.params["output_dir"])
+    root = root_of(values.params["output_dir"])
     run_dir = place.run_dir or of_launch
     if run_dir is None and "://" in root:
         run_dir = f"{root.rstrip('/')}/{experiment.path}/{_new_name(launch)}"
@@ -249,8 +250,15 @@ def _tell_launcher(folder: RunFolder) -> None:
         note("run", {"folder": str(folder.place)})
 
 
-def _root(output_dir: object) -> str:
-    """The folder, or URL, that new runs are made in."""
+def root_of(output_dir: object) -> str:
+    """The folder, or URL, that new runs are made in.
+
+    Args:
+        output_dir: as the parameter has it: a URL that went through pathlib has lost a slash.
+
+    Returns:
+        It as text.
+    """
     text = str(output_dir)
     found = _URL_OF_PATH.match(text)
     if found is None:

@@ -1,21 +1,22 @@
 """RunRecord: what is written of an experiment's run, at its start and at its end."""
 
+import contextlib
 import inspect
 import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import TrainlabError
 from trainlab.experiments.opening import Opened
+from trainlab.experiments.read_back import Recorded, recorded
 from trainlab.experiments.text_values import option_words
 from trainlab.runs import RankOutput
 from trainlab.runs.ending import status_of, told_error
 from trainlab.runs.listing import value_at
-from trainlab.runs.masking import Masking
 from trainlab.runs.plain_numbers import plain_number, plain_numbers
 from trainlab.runs.shown_warnings import ShownWarnings
 from trainlab.runs.surroundings import describe_devices, record_surroundings
@@ -49,13 +50,13 @@ class RunRecord:
         """Write what is known at the start."""
         folder, values = self._folder, self._opened.values
         try:
-            folder.masking = Masking(values.secrets)
+            folder.masking.add(values.secrets)
             folder.attach_log()
             folder.attach_users_log()
             self._warnings = ShownWarnings(_say if self._opened.is_chief else _say_nothing)
-            self._output = RankOutput.open(folder.path, self._opened.rank)
+            self._output = RankOutput.open(folder.path, self._opened.rank, folder.masking)
             if self._opened.is_chief:
-                self._write_start({name: value for name, value in values.plain().items() if name != "params_file"})
+                self._write_start()
             logger.info("Run of %s in %s.", self._experiment.path, folder.place)
         except BaseException as error:
             self.__exit__(type(error), error, error.__traceback__)
@@ -81,28 +82,39 @@ class RunRecord:
         """
         if os.getpid() != self._pid:
             return  # a forked child that comes out of the main function has nothing to say about its parent's run
-        if status_of(error) == "failed":
-            logger.info("The run has failed.", exc_info=error)
-        failure = self._opened.failure_behind(error) if self._opened.is_chief else None
-        status, told = (status_of(error), told_error(error)) if failure is None else ("failed", failure)
+        problems: list[Exception] = []
         try:
-            try:
-                self._folder.write_record(status=status, error=told, **self._returned)
-            finally:
+            with contextlib.ExitStack() as closing:
+                closing.callback(_attempt, self._folder.close, problems)
                 if self._output is not None:
-                    self._output.close()  # before its last lines are copied to a store
-                self._folder.close()
-        except (OSError, TrainlabError) as failure:
-            if error is None:
-                raise
-            # What ended the run is what a person must see; this may be its consequence (a full disk).
-            logger.error("The end of the run could not be written down: %s", failure)
+                    closing.callback(self._output.close)  # before its last lines are copied to a store
+                _attempt(lambda: self._write_end(error), problems)
+            if error is None and problems:
+                raise problems[0]
+            for problem in problems:
+                # What ended the run is what a person must see; this may be its consequence (a full disk).
+                logger.error("The end of the run could not be written down: %s", problem)
         finally:
             if self._warnings is not None:
                 self._warnings.close()
 
-    def _write_start(self, params: dict[str, Any]) -> None:
+    def _write_end(self, error: BaseException | None) -> None:
+        if status_of(error) == "failed":
+            logger.info("The run has failed.", exc_info=error)
+        failure = self._opened.failure_behind(error) if self._opened.is_chief else None
+        status, told = (status_of(error), told_error(error)) if failure is None else ("failed", failure)
+        self._folder.write_record(status=status, error=told, **self._returned)
+
+    def _write_start(self) -> None:
         folder, values = self._folder, self._opened.values
+        found = recorded(self._experiment, values)
+        params = {name: value for name, value in found.params.items() if name != "params_file"}
+        if found.differing:
+            logger.warning(
+                "The parameters %s are read from params.yaml as other values than this run has, so that it gives "
+                "another run: their validators change what they have made, or their types have no plain form.",
+                ", ".join(found.differing),
+            )
         folder.write_params(params)
         main = inspect.unwrap(self._experiment.main)
         file = Path(inspect.getfile(main)).resolve()  # of a notebook none that is there
@@ -113,7 +125,7 @@ class RunRecord:
                 "module": main.__module__,
                 "file": str(file) if file.is_file() else None,
                 "qualname": main.__qualname__,
-                **_given_anew(self._experiment, values, params),
+                **_given_anew(self._experiment, values, params, found),
             },
             params=params,
             origins=dict(values.origins),
@@ -125,17 +137,23 @@ class RunRecord:
         folder.push()
 
 
-def _given_anew(experiment: "Experiment", values: "Values", params: Mapping[str, Any]) -> dict[str, Any]:
-    """What a repetition needs beside ``params.yaml``: values that no file may set, and where secrets come from."""
+def _given_anew(
+    experiment: "Experiment", values: "Values", params: Mapping[str, Any], found: Recorded
+) -> dict[str, Any]:
+    """What a repetition needs beside ``params.yaml``: values that no file may set, and where secrets come from.
+
+    And what to know of it: defaults that are not in the file, and parameters that it gives other values.
+    """
     options: dict[str, list[str]] = {}
     variables: dict[str, str] = {}
     for parameter in experiment.parameters:
         if parameter.name in values.secret_names:
             variables |= {parameter.name: parameter.envvar} if parameter.envvar else {}
-        elif not parameter.allow_from_file and parameter.name != "params_file":
+        elif not parameter.allow_from_file and parameter.name not in {"params_file", *found.left_out}:
             options[parameter.name] = option_words(parameter, value_at(params, parameter.name))
-    found = {"options": {name: words for name, words in options.items() if words}, "variables": variables}
-    return {name: told for name, told in found.items() if told}
+    needed = {"options": {name: words for name, words in options.items() if words}, "variables": variables}
+    told = {**needed, "left_out": found.left_out, "not_read_back": found.differing}
+    return {name: one for name, one in told.items() if one}
 
 
 def _facts_of(returned: Any) -> dict[str, Any]:
@@ -144,9 +162,18 @@ def _facts_of(returned: Any) -> dict[str, Any]:
         return {"metrics": plain_numbers(returned.metrics), "stop_reason": returned.stop_reason}
     if isinstance(returned, Mapping):
         found = plain_numbers(returned)
-        return {"metrics": found} if found else {}
+        others = {str(name): type(value).__name__ for name, value in returned.items() if str(name) not in found}
+        return {name: told for name, told in (("metrics", found), ("not_numbers", others)) if told}
     number = plain_number(returned)
     return {} if number is None else {"result": number}
+
+
+def _attempt(step: Callable[[], object], problems: list[Exception]) -> None:
+    """Take a step of the end, after which the others are taken in any case."""
+    try:
+        step()
+    except (OSError, TrainlabError) as problem:
+        problems.append(problem)
 
 
 def _say(line: str) -> None:

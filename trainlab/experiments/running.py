@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +12,17 @@ from trainlab.experiments.ending import signals_end_run
 from trainlab.experiments.opening import Opened, Place, open_run, ranks_of_environment
 from trainlab.experiments.other_children import others_ended
 from trainlab.experiments.record import RunRecord
+from trainlab.experiments.searched import searched_of_environment
 from trainlab.experiments.seeding import seed_process
 from trainlab.runs.current import CurrentRun, Seeds, begin_run, end_run, only_run, refuse_second_run
 from trainlab.runs.sent_run import sent_to_children
+from trainlab.runs.traceback_text import hide
 
 if TYPE_CHECKING:
     from trainlab.experiments.definition import Experiment
     from trainlab.experiments.values import Values
 
-__all__ = ["call_main", "run", "seed_process"]
+__all__ = ["call_main", "is_of_main", "run"]
 
 
 def run(
@@ -51,6 +54,7 @@ def run(
 
     refuse_import(experiment.path)
     refuse_second_run(experiment.path)
+    hide(values.secrets)
     place = Place.of(run_dir, resumes)
     if wants_launch(values):
         return run_distributed(experiment, values, run_dir=place.run_dir, resumes=place.resumes)
@@ -85,6 +89,7 @@ def _begun(experiment: "Experiment", opened: Opened) -> Iterator[CurrentRun]:
 
     values = opened.values
     seed = values.params["random_seed"]
+    searched: Any = searched_of_environment()  # on all ranks, for it is taken out of the environment
     current = CurrentRun(
         experiment=experiment.path,
         output_dir=opened.folder.path,
@@ -92,9 +97,10 @@ def _begun(experiment: "Experiment", opened: Opened) -> Iterator[CurrentRun]:
         random_seed=seed,
         seeds=Seeds(seed),
         folder=opened.folder,
-        searched=_searched() if opened.is_chief else None,
+        searched=searched if opened.is_chief else None,
         hparams=_hparams(experiment, values),
         uses_gpus=bool(values.params["cuda"]),
+        masking=opened.folder.masking,
     )
     with contextlib.ExitStack() as ending:
         begin_run(current)
@@ -115,6 +121,15 @@ def _hparams(experiment: "Experiment", values: "Values") -> dict[str, Any]:
     return {name: value for name, value in values.plain().items() if name not in left_out}
 
 
+def is_of_main(error: BaseException) -> bool:
+    """Tell whether an error came out of a main function, and not of what is done before it and after it.
+
+    Args:
+        error: what came out of ``run``.
+    """
+    return any(frame.f_code is call_main.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 def call_main(experiment: "Experiment", values: "Values") -> Any:
     """Call an experiment's main function with what it takes: the model, the dict, or the dict and the run's context.
 
@@ -131,12 +146,3 @@ def call_main(experiment: "Experiment", values: "Values") -> Any:
     from trainlab.containers import run_context
 
     return experiment.main(given, run_context())
-
-
-def _searched() -> Any:
-    """The search that the environment says this run is a trial of, if it does."""
-    if "TRAINLAB_SEARCH" not in os.environ:
-        return None
-    from trainlab.experiments.searched import searched_of_environment
-
-    return searched_of_environment()

@@ -8,13 +8,14 @@ import pickle
 import signal
 import time
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from trainlab.errors import InvalidValueError, MissingDependencyError, StorageError
+from trainlab.errors import InvalidTypeError, InvalidValueError, MissingDependencyError, StorageError
 from trainlab.runs.current import current_run
 from trainlab.runs.masking import Masking, mask_passwords, passwords_of
+from trainlab.runs.plain_numbers import plain_number
 from trainlab.schedule import Batch, Epoch, TrainUnit
 
 if TYPE_CHECKING:
@@ -71,13 +72,13 @@ class SearchedBy:
         pruner: Optuna's, pickled, as base64.
     """
 
-    storage: str
+    storage: str = field(repr=False)
     study: str
     trial: int
     metric: str
     smaller_is_better: bool
     length: tuple[str, int] | None
-    pruner: str
+    pruner: str = field(repr=False)
 
     @property
     def max_length(self) -> TrainUnit | None:
@@ -86,6 +87,13 @@ class SearchedBy:
             return None
         kind, count = self.length
         return Epoch(count) if kind == "Epoch" else Batch(count)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether it may end the trial early, so that it has to be told how far that is."""
+        from optuna.pruners import NopPruner
+
+        return not isinstance(self._pruner, NopPruner)
 
     def to_text(self) -> str:
         """All of it, for the environment."""
@@ -102,19 +110,22 @@ class SearchedBy:
             Whether the trial is to be pruned.
 
         Raises:
+            InvalidTypeError: ``value`` is no number, or ``step`` no int.
+            InvalidValueError: ``step`` is below 0.
             StorageError: the storage could not be reached for a while.
             SystemExit: another searcher has the trial, for the one that started this process was taken for dead.
         """
         from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 
+        value, step = _checked(value, step)
         try:
             for seconds in _PATIENCE:
                 try:
-                    return self._report(float(value), step)
+                    return self._report(value, step)
                 except (StorageError, StorageInternalError):  # a server that starts again
                     logger.warning("The search's storage cannot be reached. Once more in %d s.", seconds)
                     time.sleep(seconds)
-            return self._report(float(value), step)
+            return self._report(value, step)
         except StorageInternalError as error:
             raise StorageError(
                 f"The search's storage could not be reached for {sum(_PATIENCE)} s. Received: "
@@ -134,7 +145,12 @@ class SearchedBy:
 
     @cached_property
     def _study(self) -> "optuna.Study":
-        return _counted_study(self.study, self._storage, pickle.loads(base64.b64decode(self.pruner)))
+        return _counted_study(self.study, self._storage, self._pruner)
+
+    @cached_property
+    def _pruner(self) -> "BasePruner":
+        pruner: BasePruner = pickle.loads(base64.b64decode(self.pruner))
+        return pruner
 
     @cached_property
     def _storage(self) -> "optuna.storages.BaseStorage":
@@ -183,6 +199,17 @@ def _not_counted(trials: "Sequence[FrozenTrial]") -> set[int]:
     return repeated | too_late
 
 
+def _checked(value: Any, step: Any) -> tuple[float, int]:
+    number, count = plain_number(value), plain_number(step)
+    if number is None:
+        raise InvalidTypeError(f"What is reported to a search is a number. Received: {value!r}.")
+    if not isinstance(count, int):
+        raise InvalidTypeError(f"The step of a report is an int. Received: {step!r}.")
+    if count < 0:
+        raise InvalidValueError(f"The step of a report is at least 0. Received: {step!r}.")
+    return float(number), count
+
+
 def searched_of_environment() -> SearchedBy | None:
     """Which trial of which search this process's run is; asked once, for what it starts itself is no trial.
 
@@ -204,10 +231,14 @@ def report(value: float, step: int) -> bool:
 
     Args:
         value: that of the search's metric.
-        step: how much is trained; grows from call to call.
+        step: how much is trained, an int of at least 0; grows from call to call.
 
     Returns:
         Whether to stop; False where there is no search.
+
+    Raises:
+        InvalidTypeError: there is a search, and ``value`` is no number, or ``step`` no int.
+        InvalidValueError: there is a search, and ``step`` is below 0.
     """
     run = current_run()
     return run is not None and run.searched is not None and run.searched.report(value, step)
@@ -248,9 +279,14 @@ def connect(url: str, *, is_made: bool = False) -> "optuna.storages.BaseStorage"
             f"journal:///data/study.log. Received: {mask_passwords(url)} ({told_by_driver(error, url, cause=False)})."
         ) from None
     except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.OptunaError, OSError, RuntimeError) as error:
+        is_file = url.startswith((_JOURNAL, "sqlite"))
         raise StorageError(
-            f"The search's storage cannot be opened: {told_by_driver(error, url)} Received: "
-            f"{mask_passwords(url)}. See that it is there, and that its user and password are right."
+            f"The search's storage cannot be opened: {told_by_driver(error, url)} Received: {mask_passwords(url)}. See "
+            + (
+                "that its folder is there, and can be written."
+                if is_file
+                else "that it is there, and that its user and password are right."
+            )
         ) from None
 
 

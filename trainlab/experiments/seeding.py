@@ -51,25 +51,31 @@ class _SeedsWhatIsLoaded(importlib.abc.MetaPathFinder):
 
     def __init__(self, later: dict[str, Callable[[Any, int], object]], seed: int) -> None:
         self._later, self._seed = later, seed
+        self._asked: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """Find a package by the finders behind this one, and see that it is seeded."""
-        seeded = self._later.pop(fullname, None)
-        if seeded is None:
+        if fullname not in self._later or fullname in self._asked:
             return None
-        spec = importlib.util.find_spec(fullname)
+        self._asked.add(fullname)  # not to be asked again by what comes next
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._asked.discard(fullname)
         if spec is not None and spec.loader is not None:
-            _seed_after(spec.loader, seeded, self._seed)
+            self._seed_after(fullname, spec.loader)
         return spec
 
+    def _seed_after(self, name: str, loader: Any) -> None:
+        load = loader.exec_module
 
-def _seed_after(loader: Any, seeded: Callable[[Any, int], object], seed: int) -> None:
-    load = loader.exec_module
+        def load_and_seed(module: ModuleType) -> None:
+            load(module)
+            # Not before: who only looks whether there is such a package does not load it.
+            seeded = self._later.pop(name, None)
+            if seeded is not None:
+                seeded(module, self._seed)
 
-    def load_and_seed(module: ModuleType) -> None:
-        load(module)
-        seeded(module, seed)
-
-    loader.exec_module = load_and_seed
+        loader.exec_module = load_and_seed

@@ -65,8 +65,7 @@ def run_agent(
     """
     launch_id, first = _identity(platform)
     with _scratch() as folder:
-        (folder / "task").write_bytes(pickle.dumps(task))
-        attempts = _Attempts(folder, platform, processes, variables)
+        attempts = _Attempts(folder, pickle.dumps(task), platform, processes, variables)
         with _handlers(), _quiet(), keep_logs(folder, name, platform, launch_id):
             return attempts.run(launch_id, first, isinstance(task, FunctionTask))
 
@@ -74,8 +73,10 @@ def run_agent(
 class _Attempts:
     """The attempts of one node at a task."""
 
-    def __init__(self, folder: Path, platform: Platform, processes: int, variables: Mapping[str, str]) -> None:
-        self._folder, self._platform, self._processes = folder, platform, processes
+    def __init__(
+        self, folder: Path, task: bytes, platform: Platform, processes: int, variables: Mapping[str, str]
+    ) -> None:
+        self._folder, self._task, self._platform, self._processes = folder, task, platform, processes
         self._variables = {**variables, "TRAINLAB_AGENT_PID": str(os.getpid())}
         self._history = History(platform)
         self._notes = folder / "notes"
@@ -126,7 +127,7 @@ class _Attempts:
             role="rank",
             local_world_size=self._processes,
             entrypoint=sys.executable,
-            args=("-m", "trainlab.launch.rank", str(self._folder / "task")),
+            args=("-m", "trainlab.launch.rank", str(self._folder)),
             rdzv_handler=rounds,
             max_restarts=0,  # that is decided here, by what went wrong
             monitor_interval=_MONITOR_SECONDS,
@@ -134,6 +135,8 @@ class _Attempts:
 
     def _begin(self, launch_id: str, number: int) -> None:
         """A round begins: its ranks leave their notes and logs in empty folders, and are told so in a file.
+
+        Each rank finds the task in a file of its own, which it removes.
 
         Not by this process's environment, which launches in other threads share.
         """
@@ -147,6 +150,8 @@ class _Attempts:
             "TRAINLAB_LAUNCH_DIR": str(self._notes),
             "TRAINLAB_LOGS": str(logs),
         }
+        for local_rank in range(self._processes):
+            (self._folder / f"task-{local_rank}").write_bytes(self._task)
         (self._folder / "variables").write_text(json.dumps({**self._variables, **told}), encoding="utf-8")
 
     def _results(self, rounds: Rounds, group: WorkerGroup) -> list[Any]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import LaunchError, RankFailedError
 from trainlab.launch.platform import Platform
+from trainlab.runs.ending import name_of_signal
 
 if TYPE_CHECKING:
     from trainlab.distributed import Failure
@@ -204,9 +205,5 @@ def _ending(exitcode: int | None) -> str:
         return "did not end as it should."
     if exitcode >= 0:
         return f"ended with status {exitcode}."
-    try:
-        name = signal.Signals(-exitcode).name
-    except ValueError:
-        name = f"signal {-exitcode}"
     hint = " (the system kills with it what takes too much memory)" if exitcode == -signal.SIGKILL else ""
-    return f"was killed by {name}{hint}."
+    return f"was killed by {name_of_signal(-exitcode)}{hint}."

@@ -1,4 +1,4 @@
-"""The program of a rank that the agent starts: ``python -m trainlab.launch.rank FILE``."""
+"""The program of a rank that the agent starts: ``python -m trainlab.launch.rank FOLDER``."""
 
 import ctypes
 import json
@@ -34,15 +34,18 @@ _OF_OUTER = [
 ]
 
 
-def main(path: str) -> None:
+def main(folder: str) -> None:
     """Run a task in this process, one rank of several.
 
     Args:
-        path: of the file that the agent wrote the task to.
+        folder: the agent's, with a file for each rank that the task is in.
     """
+    file = Path(folder, f"task-{os.environ['LOCAL_RANK']}")
+    content = file.read_bytes()
+    file.unlink()  # it may hold secrets, and is not to be there after an agent that is killed
     for name in _OF_OUTER:
         os.environ.pop(name, None)
-    os.environ.update(json.loads(Path(path).with_name("variables").read_text(encoding="utf-8")))
+    os.environ.update(json.loads(Path(folder, "variables").read_text(encoding="utf-8")))
     _end_with(int(os.environ["TRAINLAB_AGENT_PID"]))
     # Ctrl-C reaches the agent alone, which passes it on once: a second one means "at once".
     if os.getpgrp() != os.getpid():
@@ -51,9 +54,9 @@ def main(path: str) -> None:
     from trainlab.distributed import gpu_environment
 
     os.environ.update(gpu_environment(int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])))
-    task = pickle.loads(Path(path).read_bytes())
+    task = pickle.loads(content)
     if isinstance(task, FunctionTask):
-        _write(Path(path).with_name("notes") / f"rank-{os.environ['RANK']}.result", _told(task.run))
+        _write(Path(folder, "notes", f"rank-{os.environ['RANK']}.result"), _told(task.run))
     else:
         _told(task.run)
 
@@ -117,4 +120,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except KeyboardInterrupt:  # while torch is loaded, say
+        sys.exit(128 + signal.SIGINT)

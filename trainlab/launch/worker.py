@@ -3,7 +3,6 @@
 import os
 import pickle
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -124,12 +123,11 @@ def note_error(error: BaseException) -> str:
         Its traceback, from the user's first line on; the text of a ``sys.exit("text")``.
     """
     from trainlab.distributed.launched import note
-    from trainlab.runs.traceback_text import told_traceback
+    from trainlab.runs.traceback_text import told_message, told_text, told_traceback
 
-    text = told_traceback(error)
-    message = "".join(traceback.format_exception_only(type(error), error)).strip()
+    text, message = told_traceback(error), told_message(error)
     if isinstance(error, SystemExit):
-        message = text = str(error.code)
+        message = text = told_text(str(error.code))
     if not isinstance(error, PeerFailedError):  # of which the watchdog noted the first cause
         rank = next((os.environ[name] for name in _RANKS if os.environ.get(name)), "0")
         told = {"rank": int(rank), "message": message, "traceback": text, "at": time.time()}

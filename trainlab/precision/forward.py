@@ -9,7 +9,7 @@ from torch import nn
 
 from trainlab.precision.outputs import to_float32
 
-__all__ = ["ForwardAutocast"]
+__all__ = ["ForwardAutocast", "leave_unfinished"]
 
 # The autocast blocks that forward passes of this thread have opened, with their modules; the last is the innermost.
 _opened = threading.local()

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from trainlab.errors import InvalidStateError, InvalidValueError
+from trainlab.runs.masking import Masking
 from trainlab.runs.run_folder import RunFolder
 from trainlab.runs.sent_run import VARIABLE, sent
 
@@ -35,11 +36,13 @@ class SearchedTrial(Protocol):
         metric: the name of the metric that the search looks at.
         smaller_is_better: whether a smaller value of it is better.
         max_length: how long to train where the program does not say; None if the search does not either.
+        prunes: whether the search may end the trial early, by what it reports.
     """
 
     metric: str
     smaller_is_better: bool
     max_length: "TrainUnit | None"
+    prunes: bool
 
     def report(self, value: float, step: int) -> bool:
         """Tell the search how far the trial is; the chief alone calls this.
@@ -106,6 +109,7 @@ class CurrentRun:
         context: the ContextObject of the run, once it was asked for.
         is_trained: whether ``trainlab.init`` has opened the run's own training; a second one gets another folder.
         pid: the process that began it.
+        masking: what keeps the run's secrets out of what is written; those of other runs that it starts are added.
         at_end: closed when the main function has ended, with its error, before the folder is.
         outer: the run that this process, a forked child, was in the middle of before.
     """
@@ -124,6 +128,7 @@ class CurrentRun:
     context: Any = None
     is_trained: bool = False
     pid: int = field(default_factory=os.getpid)
+    masking: Masking = field(default_factory=Masking)
     at_end: ExitStack = field(default_factory=ExitStack)
     outer: "CurrentRun | None" = None
 

@@ -2,7 +2,7 @@
 
 import signal
 
-__all__ = ["STATUSES", "Preempted", "ended_by_signal", "status_of", "told_error"]
+__all__ = ["STATUSES", "Preempted", "ended_by_signal", "name_of_signal", "status_of", "told_error"]
 
 STATUSES = ("running", "finished", "failed", "interrupted", "preempted")
 
@@ -34,6 +34,20 @@ def ended_by_signal(error: BaseException | None) -> bool:
     return error.code - 128 in signal.valid_signals()
 
 
+def name_of_signal(number: int) -> str:
+    """Give the name of a signal: "SIGTERM"; of one that has none, such as a real-time signal, "signal 40"."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def told_error(error: BaseException | None) -> str | None:
-    """Give an error as one line for the run's record: its class and message; None where a run has finished."""
-    return None if status_of(error) == "finished" else f"{type(error).__name__}: {error}"
+    """Give an error as text for the run's record: its class and message; None where a run has finished."""
+    if status_of(error) == "finished":
+        return None
+    try:
+        message = str(error)
+    except Exception:  # the user's __str__ may raise anything, or give no text
+        message = "<its message cannot be told>"
+    return f"{type(error).__name__}: {message}"

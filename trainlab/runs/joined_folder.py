@@ -7,6 +7,8 @@ from typing import Any
 
 from trainlab.errors import RunFolderError
 from trainlab.runs.folder_lock import FolderLock
+from trainlab.runs.masking import Masking
+from trainlab.runs.names import RECORD
 from trainlab.runs.run_folder import RunFolder
 
 __all__ = ["ChiefsLock", "JoinedFolder"]
@@ -18,19 +20,20 @@ class JoinedFolder(RunFolder):
     Args:
         told: what the chief's ``RunFolder.told`` gave.
         rank: which rank this process is, from 1.
+        masking: what keeps known secrets out of its log. Default: none are known.
 
     Raises:
         RunFolderError: this process does not see the folder.
     """
 
-    def __init__(self, told: Mapping[str, Any], rank: int) -> None:
+    def __init__(self, told: Mapping[str, Any], rank: int, masking: Masking | None = None) -> None:
         path = Path(told["path"])
-        if told["url"] is None and not (path / "run.json").exists():
+        if told["url"] is None and not (path / RECORD).exists():
             raise RunFolderError(
                 f"Rank {rank} on {socket.gethostname()} does not see the run's folder. Received: {path}, made by rank "
                 "0. Several hosts need a folder that all of them share, or a URL as run_dir (s3://bucket/runs/a)."
             )
-        super().__init__(path, told["name"], ChiefsLock())
+        super().__init__(path, told["name"], ChiefsLock(), masking=masking)
         self.url, self.place, self.checkpoints_place = told["url"], told["place"], told["checkpoints_place"]
         self.continues, self.resumes = told["continues"], told["resumes"]
         self.log_file = path / f"log.rank-{rank}.txt"

@@ -18,10 +18,8 @@ class LentFolder(RunFolder):
     """
 
     def __init__(self, owner: RunFolder) -> None:
-        super().__init__(owner.path, owner.name, ChiefsLock())
-        self.url, self.place, self.checkpoints_place = owner.url, owner.place, owner.checkpoints_place
-        self.continues, self.resumes, self.log_file = owner.continues, owner.resumes, owner.log_file
-        self._owner = owner
+        vars(self).update(vars(owner))  # it is the same folder
+        self._owner, self._lock = owner, ChiefsLock()
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -66,6 +64,10 @@ class LentFolder(RunFolder):
             logger_name: the logger; default "trainlab".
         """
         self._owner.attach_log(logger_name)
+
+    def attach_users_log(self) -> None:
+        """Write what the program's own loggers have to say into the owner's log."""
+        self._owner.attach_users_log()
 
     def close(self) -> None:
         """Push; the owner keeps the folder, and its log open."""

@@ -26,8 +26,18 @@ class Masking:
     """
 
     def __init__(self, secrets: Iterable[str] = ()) -> None:
-        forms = {form for secret in secrets if secret for form in _forms(secret)}
-        patterns = [_pattern(form) for form in sorted(forms, key=len, reverse=True)]
+        self._forms: set[str] = set()
+        self._found: re.Pattern[str] | None = None
+        self.add(secrets)
+
+    def add(self, secrets: Iterable[str]) -> None:
+        """Replace further secrets from now on.
+
+        Args:
+            secrets: the texts.
+        """
+        self._forms |= {form for secret in secrets if secret for form in _forms(secret)}
+        patterns = [_pattern(form) for form in sorted(self._forms, key=len, reverse=True)]
         self._found = re.compile("|".join(patterns)) if patterns else None
 
     def text(self, text: str) -> str:

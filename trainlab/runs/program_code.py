@@ -7,9 +7,8 @@ import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-__all__ = ["CODE", "checksums", "loaded_files", "read_checksums", "sha256_of"]
+__all__ = ["checksums", "loaded_files", "read_checksums", "sha256_of"]
 
-CODE = "code.sha256"
 _INSTALLED = frozenset({"site-packages", "dist-packages"})
 
 
@@ -46,7 +45,7 @@ def read_checksums(text: str) -> Mapping[str, str]:
     Returns:
         The digest by path.
     """
-    lines = (line.partition("  ") for line in text.splitlines())
+    lines = (line.partition("  ") for line in text.split("\n"))
     return {file: digest for digest, _, file in lines if file}
 
 

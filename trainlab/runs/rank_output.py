@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.runs.folder_lock import unusable
+from trainlab.runs.masking import Masking
 
 __all__ = ["RankOutput"]
 
@@ -26,10 +27,11 @@ class RankOutput:
 
     Args:
         file: The file.
+        masking: What keeps known secrets out of what Python code prints there.
     """
 
-    def __init__(self, file: Path) -> None:
-        self.file = file
+    def __init__(self, file: Path, masking: Masking) -> None:
+        self.file, self.masking = file, masking
         try:
             file.parent.mkdir(parents=True, exist_ok=True)  # of a run on a store, on another host than the chief's
             self.descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
@@ -37,7 +39,7 @@ class RankOutput:
             raise unusable(file, "opened", error) from error
 
     @classmethod
-    def open(cls, folder: Path, rank: int) -> "RankOutput | None":
+    def open(cls, folder: Path, rank: int, masking: Masking | None = None) -> "RankOutput | None":
         """Begin to write what this process prints into the run's folder, as far as its launcher asked for that.
 
         With TRAINLAB_LOG, the file that standard output and error go to: all that this process and its children
@@ -47,6 +49,7 @@ class RankOutput:
         Args:
             folder: The run's folder.
             rank: Which rank this process is.
+            masking: What keeps known secrets out of what Python code prints there. Default: none are known.
 
         Returns:
             The output, to be closed; None if nobody asked for it.
@@ -57,13 +60,13 @@ class RankOutput:
         captured, copies = os.environ.get("TRAINLAB_LOG"), os.environ.get("TRAINLAB_CONSOLE_COPY")
         if not captured and copies != "1":
             return None
-        output = cls(folder / f"log.rank-{rank}.txt")
+        output = cls(folder / f"log.rank-{rank}.txt", Masking() if masking is None else masking)
         if captured:
             _moved.append(output)
             _captured.move(Path(captured), output.descriptor)
         else:
             _copied.append(output)
-            _console.watch()
+        _console.watch()
         return output
 
     def close(self) -> None:
@@ -73,7 +76,7 @@ class RankOutput:
             _captured.lead_to(_moved[-1].descriptor if _moved else None)
         if self in _copied:
             _copied.remove(self)
-        if not _copied:
+        if not _copied and not _moved:
             _console.leave()
         os.close(self.descriptor)
 
@@ -101,6 +104,13 @@ class _Captured:
         except OSError as error:
             logger.warning("What this rank prints may be in %s alone: %s", file, error)
 
+    def has(self, stream: Any) -> bool:
+        """Tell whether a stream is one of them."""
+        try:
+            return stream.fileno() in self._own
+        except (AttributeError, OSError, ValueError):  # of one that is in memory, or closed
+            return False
+
     def lead_to(self, target: int | None) -> None:
         """Let them go to another file.
 
@@ -124,7 +134,9 @@ class _Captured:
 
 
 class _Console:
-    """``sys.stdout`` and ``sys.stderr``, whose ``write`` also writes into the last open run's file.
+    """``sys.stdout`` and ``sys.stderr``, whose ``write`` also writes into the last open run's file, without secrets.
+
+    Where they lead to that file themselves, it writes there alone.
 
     The streams stay the same objects, for log handlers and progress bars have them already.
     """
@@ -133,12 +145,12 @@ class _Console:
         self._watched: list[tuple[Any, Any, Any]] = []
 
     def watch(self) -> None:
-        """Begin to copy."""
+        """Begin."""
         if self._watched:
             return
         for stream in {id(stream): stream for name in _STREAMS if (stream := getattr(sys, name)) is not None}.values():
             try:
-                before, write = vars(stream).get("write"), _copying(stream.write)
+                before, write = vars(stream).get("write"), _watched(stream)
                 stream.write = write
             except (AttributeError, TypeError) as error:  # somebody's own stream
                 logger.warning("What goes to %r cannot be copied into the run's folder: %s", stream, error)
@@ -146,7 +158,7 @@ class _Console:
                 self._watched.append((stream, write, before))
 
     def leave(self) -> None:
-        """Copy no more."""
+        """Leave them alone again."""
         for stream, write, before in self._watched:
             if vars(stream).get("write") is not write:
                 continue  # somebody else has put another one there, which calls this one
@@ -157,8 +169,13 @@ class _Console:
         self._watched.clear()
 
 
-def _copying(write: Callable[[str], int]) -> Callable[[str], int]:
+def _watched(stream: Any) -> Callable[[str], int]:
+    write: Callable[[str], int] = stream.write
+
     def write_and_copy(text: str, /) -> int:
+        if _moved and _captured.has(stream):
+            write(_moved[-1].masking.text(text))
+            return len(text)
         count = write(text)
         if _copied and "\r" not in text and "\x1b" not in text:
             _copy(_copied[-1], text)
@@ -169,7 +186,7 @@ def _copying(write: Callable[[str], int]) -> Callable[[str], int]:
 
 def _copy(output: RankOutput, text: str) -> None:
     try:
-        _write_all(output.descriptor, text.encode("utf-8", "backslashreplace"))
+        _write_all(output.descriptor, output.masking.text(text).encode("utf-8", "backslashreplace"))
     except OSError as error:  # a full disk must not end the training, or the printing
         _copied.remove(output)
         logger.warning("%s gets no more of what is printed: %s", output.file, error)

@@ -1,13 +1,13 @@
 """The folder of one run: where it is, who holds it, and what is written about the run as a whole."""
 
+import contextlib
 import copy
+import itertools
 import json
 import logging
 import os
-import re
 import threading
-from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -17,28 +17,20 @@ from trainlab.runs.ending import STATUSES
 from trainlab.runs.folder_lock import FolderLock, take_lock, unusable
 from trainlab.runs.launch_folder import begun_before, folder_to_continue, new_folder
 from trainlab.runs.masking import Masking
+from trainlab.runs.names import LOCK, LOG, PARAMS, RECORD, SERIES
 from trainlab.runs.plain_numbers import standard_json
-from trainlab.runs.remote_folder import (
-    LOCK,
-    RECORD,
-    RemoteFolder,
-    given_place,
-    warn_of_another_writer,
-)
+from trainlab.runs.remote_folder import RemoteFolder, given_place, warn_of_another_writer
+from trainlab.runs.run_log import RunLog
 from trainlab.runs.run_record import describe_start, ended, read_record, replace_text
-from trainlab.runs.users_log import UsersLog
 from trainlab.runs.yaml_text import to_yaml
 
 __all__ = ["RunFolder"]
 
 logger = logging.getLogger("trainlab.runs")
 
-_YAML_KEY = re.compile(r'("(?:[^"\\]|\\.)*"|[^\s"#][^:]*?)\s*:(?:\s|$)')
-
-# The runs' handlers of each logger; the last one writes.
-_log_handlers: dict[logging.Logger, list[logging.Handler]] = {}
-# The loggers that had no level before a run's handler came.
-_given_level: set[logging.Logger] = set()
+# Of what an error says; some hold a whole array, or the output of a program.
+_LONGEST_ERROR = 10_000
+_MISSING = object()
 
 
 class RunFolder:
@@ -78,17 +70,16 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.checkpoints_place: Path | str = self.checkpoints if remote is None else remote.location("checkpoints")
         self.tensorboard = path / "tensorboard"
-        self.metrics_file = path / "metrics.jsonl"
-        self.log_file = path / "log.txt"
-        self.params_file = path / "params.yaml"
+        self.metrics_file = path / SERIES
+        self.log_file = path / LOG
+        self.params_file = path / PARAMS
         self.record_file = path / RECORD
         self.continues = self.record_file.exists()
         self.resumes = False
         self.masking = Masking() if masking is None else masking
         self._lock = lock
         self._remote = remote
-        self._attached: list[tuple[logging.Logger, logging.Handler]] = []
-        self._users_log: UsersLog | None = None
+        self._log: RunLog | None = None
         # A failure elsewhere is noted by a thread of its own.
         self._writing = threading.Lock()
         shown = self._shown(self.record_file)
@@ -196,15 +187,17 @@ class RunFolder:
 
         Raises:
             StorageError: The store did not take all files. The folder is let go all the same.
+            RunFolderError: The last lines of the log could not be written. The folder is let go all the same.
         """
         try:
-            while self._attached:
-                _detach(*self._attached.pop())
-            if self._users_log is not None:
-                self._users_log.close()
-            if self._lock.is_held:
-                self.push()
+            with contextlib.ExitStack() as closing:
+                if self._lock.is_held:
+                    closing.callback(self.push)
+                if self._log is not None:
+                    closing.callback(self._log.close)
         except OSError as error:
+            if self.url is None:
+                raise unusable(self.log_file, "written", error) from error
             raise StorageError(
                 f"The last files of the run could not be copied to {self.url}: {error}. They are still in {self.path}: "
                 "copy them there yourself before the run is opened again, for that takes the store's files."
@@ -241,13 +234,17 @@ class RunFolder:
         if not self.continues or not self.params_file.exists():
             replace_text(self.params_file, text)
             return
-        kept, given = _lines_by_key(_read_text(self.params_file)), _lines_by_key(text)
-        differing = [key for key in kept | given if kept.get(key) != given.get(key)]
+        try:
+            before = self.params_file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise unusable(self.params_file, "read", error) from error
+        kept = _parsed(before, self._shown(self.params_file))
+        differing = [] if kept is None else list(_differing(kept, _parsed(text, "what was given"), ""))
         if differing:
             logger.warning(
                 "This run goes on with other parameters than those in %s, which stays as it is. They differ in: %s.",
                 self._shown(self.params_file),
-                ", ".join("".join(key).removeprefix(".") for key in differing),
+                ", ".join(differing),
             )
 
     def write_record(self, **fields: Any) -> None:
@@ -256,7 +253,7 @@ class RunFolder:
         Args:
             **fields: What a JSON file can hold; other objects are written as their ``str``. A mapping is
                 merged into the mapping of that name. ``status`` is one of running, finished, failed, interrupted,
-                preempted, and may come with ``error``, a text.
+                preempted, and may come with ``error``, a text, of which 10,000 characters are kept.
 
         Raises:
             InvalidStateError: The folder is closed.
@@ -276,7 +273,8 @@ class RunFolder:
                 before = self._record.get(field)
                 if isinstance(before, dict) and isinstance(value, Mapping):
                     value = {**before, **value}
-                self._record[field] = self.masking.data(value)
+                value = self.masking.data(value)
+                self._record[field] = _shortened(value) if field == "error" and isinstance(value, str) else value
             replace_text(self.record_file, _json(self._record))
 
     def note_failure(self, told: str) -> None:
@@ -305,12 +303,7 @@ class RunFolder:
             RunFolderError: The file cannot be written.
         """
         self._require_open("attach_log")
-        source = logging.getLogger(logger_name)
-        if any(attached is source for attached, _ in self._attached):
-            return
-        handler = self._log_handler()
-        _attach(source, handler)
-        self._attached.append((source, handler))
+        self._run_log().attach(logging.getLogger(logger_name))
 
     def attach_users_log(self) -> None:
         """Write what the program's own loggers have to say, from INFO on, to ``log.txt`` too, until ``close``.
@@ -320,17 +313,11 @@ class RunFolder:
             RunFolderError: The file cannot be written.
         """
         self._require_open("attach_users_log")
-        if self._users_log is None:
-            self._users_log = UsersLog(self._log_handler())
+        self._run_log().attach_users()
 
-    def _log_handler(self) -> logging.Handler:
-        try:
-            handler = logging.FileHandler(self.log_file, encoding="utf-8")
-        except OSError as error:
-            raise unusable(self.log_file, "opened", error) from error
-        handler.setLevel(logging.INFO)
-        handler.setFormatter(_Formatter(self.masking))
-        return handler
+    def _run_log(self) -> RunLog:
+        self._log = self._log or RunLog(self.log_file, self.masking)
+        return self._log
 
     def _require_open(self, call: str) -> None:
         if not self._lock.is_held:
@@ -361,24 +348,18 @@ class RunFolder:
             starts[-1]["status"] = "crashed"
         start = describe_start()
         launch = {} if launch_id is None else {"launch_id": launch_id, "attempt": attempt}
-        noted = {key: start[key] for key in ("started", "command", "pid", "host", "git")} | launch
+        noted = {key: start[key] for key in ("started", "command", "pid", "host")} | launch
         starts.append(self.masking.data(noted))
         self.write_record(name=self.name, **start, status="running", error=None)
 
 
+def _shortened(text: str) -> str:
+    left_out = len(text) - _LONGEST_ERROR
+    return text if left_out <= 0 else f"{text[:_LONGEST_ERROR]}… and {left_out} characters more"
+
+
 def _json(record: Mapping[str, Any]) -> str:
     return json.dumps(standard_json(record), indent=2, default=str, allow_nan=False) + "\n"
-
-
-class _Formatter(logging.Formatter):
-    """The form of a log's lines, without the run's secrets: in messages, and in tracebacks."""
-
-    def __init__(self, masking: Masking) -> None:
-        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
-        self._masking = masking
-
-    def format(self, record: logging.LogRecord) -> str:
-        return self._masking.text(super().format(record))
 
 
 def _checked_name(name: str) -> str:
@@ -412,61 +393,28 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path.expanduser()))
 
 
-def _attach(source: logging.Logger, handler: logging.Handler) -> None:
-    handlers = _log_handlers.setdefault(source, [])
-    handler.addFilter(lambda _: handlers[-1:] == [handler])
-    handlers.append(handler)
-    if source.level == logging.NOTSET:
-        source.setLevel(logging.INFO)
-        _given_level.add(source)
-    source.addHandler(handler)
-
-
-def _detach(source: logging.Logger, handler: logging.Handler) -> None:
-    handlers = _log_handlers[source]
-    handlers.remove(handler)
-    source.removeHandler(handler)
-    if not handlers:
-        del _log_handlers[source]
-        if source in _given_level:
-            _given_level.remove(source)
-            # Another level is one that the user chose meanwhile.
-            if source.level == logging.INFO:
-                source.setLevel(logging.NOTSET)
-    handler.close()
-
-
 def _is_leftover(name: str) -> bool:
     return name.startswith(f".{RECORD}.") and name.endswith(".tmp")
 
 
-def _read_text(path: Path) -> str:
+def _parsed(text: str, shown: Path | str) -> Any:
+    """What a YAML file holds; None, with a warning, if that cannot be told."""
+    import yaml  # not needed to begin a run
+
     try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise unusable(path, "read", error) from error
+        return yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        logger.warning("The parameters that this run goes on with cannot be compared with %s: %s", shown, error)
+        return None
 
 
-def _lines_by_key(text: str) -> dict[tuple[str, ...], str]:
-    """The lines of a YAML text in block style, each by the keys that lead to it; ``[n]`` stands for a list's item."""
-    lines: dict[tuple[str, ...], str] = {}
-    items: Counter[tuple[str, ...]] = Counter()
-    above: list[tuple[int, tuple[str, ...]]] = []
-    for line in text.split("\n"):
-        content = line.strip()
-        if content in ("", "{}") or content.startswith("#"):
-            continue
-        indentation = len(line) - len(line.lstrip(" "))
-        while above and above[-1][0] >= indentation:
-            above.pop()
-        parent = above[-1][1] if above else ()
-        key = _YAML_KEY.match(content)
-        if content == "-" or content.startswith("- ") or key is None:
-            step = f"[{items[parent]}]"
-            items[parent] += 1
-        else:
-            step = f".{key[1]}"
-        path = (*parent, step)
-        lines[path] = content
-        above.append((indentation, path))
-    return lines
+def _differing(kept: Any, given: Any, name: str) -> Iterator[str]:
+    """The names of the values that are not the same in two files: ``lr``, ``layers[1].width``."""
+    if isinstance(kept, Mapping) and isinstance(given, Mapping):
+        for key in {**kept, **given}:
+            yield from _differing(kept.get(key, _MISSING), given.get(key, _MISSING), f"{name}.{key}")
+    elif isinstance(kept, list) and isinstance(given, list):
+        for number, (one, other) in enumerate(itertools.zip_longest(kept, given, fillvalue=_MISSING)):
+            yield from _differing(one, other, f"{name}[{number}]")
+    elif kept != given and not (kept != kept and given != given):  # noqa: PLR0124  # NaN is the same as NaN here
+        yield name.removeprefix(".")

@@ -5,7 +5,6 @@ import json
 import os
 import platform
 import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,10 @@ __all__ = [
     "describe_start",
     "ended",
     "folder_of_program",
-    "git_output",
     "module_of_program",
     "read_record",
     "replace_text",
 ]
-
-_GIT_TIMEOUT_SECONDS = 5
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -40,7 +36,8 @@ def replace_text(path: Path, text: str) -> None:
     # Always the same name: the folder is locked, and what a killed process left is written over.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        # A path in it may hold bytes that are no text.
+        with temporary.open("w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -95,7 +92,6 @@ def describe_start() -> dict[str, Any]:
         "script": os.path.relpath(script) if script is not None and has_script else None,
         "module": module_of_program(),
         "cwd": os.getcwd(),
-        "git": _git_state(folder_of_program()),
         "versions": {"python": platform.python_version(), "platform": platform.platform()},
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -112,39 +108,3 @@ def module_of_program() -> str | None:
     """Return the module that ``python -m`` was given; None for a script."""
     spec = getattr(sys.modules.get("__main__"), "__spec__", None)
     return None if spec is None else str(spec.name).removesuffix(".__main__")
-
-
-def _git_state(folder: Path) -> dict[str, Any] | None:
-    """The commit that the program's folder is at and whether tracked files differ from it; None outside of git."""
-    commit = git_output(folder, "rev-parse", "HEAD")
-    if commit is None:
-        return None
-    changes = git_output(folder, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
-
-
-def git_output(folder: Path, *arguments: str) -> str | None:
-    """Ask git something.
-
-    Args:
-        folder: where.
-        *arguments: of the command.
-
-    Returns:
-        What it prints; None if it fails, or is not there.
-    """
-    try:
-        done = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=_GIT_TIMEOUT_SECONDS,
-            check=True,
-            # Else `git status` may take the index's lock, and get in the way of its owner.
-            env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"},
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

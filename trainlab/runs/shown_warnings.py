@@ -28,7 +28,10 @@ class ShownWarnings(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Show a record."""
         if _open[-1:] == [self] and not logging.getLogger().handlers:
-            self._say(self.format(record))
+            try:
+                self._say(self.format(record))
+            except Exception:  # nobody reads it: a closed terminal, a full disk
+                self.handleError(record)
 
     def close(self) -> None:
         """Show no more."""

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import re
@@ -12,20 +13,27 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.runs.folder_lock import unusable
-from trainlab.runs.program_code import CODE, checksums, loaded_files
-from trainlab.runs.run_record import git_output, replace_text
+from trainlab.runs.names import CODE, PACKAGES, PATCH
+from trainlab.runs.program_code import checksums, loaded_files
+from trainlab.runs.run_record import replace_text
 
 __all__ = ["describe_devices", "list_packages", "record_changes", "record_surroundings"]
 
-PATCH = "changes.patch"
+logger = logging.getLogger("trainlab.runs")
+
+_GIT_SECONDS = 5.0
 _LARGEST_PATCH = 10 * 2**20
 _PATCH_SECONDS = 20.0
 _MOST_UNTRACKED = 50
-# Settings of a person's own that would change what a diff looks like.
+# Against settings of a person's own that would change what a diff looks like, or make it useless.
 _DIFF = (
-    *("-c", "core.quotepath=false", "-c", "diff.noprefix=false", "-c", "diff.mnemonicPrefix=false"),
-    *("diff", "--binary", "--full-index", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames", "HEAD"),
+    *("-c", "core.quotepath=false", "diff", "--binary", "--full-index", "--unified=3", "--submodule=short"),
+    *("--src-prefix=a/", "--dst-prefix=b/", "--no-color", "--no-ext-diff", "--no-textconv", "--no-renames"),
+    *("-O/dev/null", "HEAD"),
 )
+# They would name another tree, as in a hook of git's, or change the diff.
+_MISLEADING = {"GIT_DIR", "GIT_COMMON_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX"}
+_MISLEADING |= {"GIT_DIFF_OPTS", "GIT_NAMESPACE"}
 _NAME_AND_VERSION = re.compile(r"^(Name|Version): *(\S+)", re.MULTILINE)
 _USER_OF_URL = re.compile(r"(?<=://)[^/@\s]+@")
 
@@ -43,7 +51,7 @@ def record_surroundings(code: Path, run: Path) -> dict[str, Any] | None:
     Raises:
         RunFolderError: a file cannot be written.
     """
-    replace_text(run / "packages.txt", list_packages())
+    replace_text(run / PACKAGES, list_packages())
     replace_text(run / CODE, checksums(loaded_files()))
     return record_changes(code, run)
 
@@ -73,28 +81,29 @@ def record_changes(code: Path, run: Path) -> dict[str, Any] | None:
     Returns:
         "commit"; "dirty", whether tracked files were changed; "patch", the file's name, or None, with "patch_left_out",
         why, where there were changes; "untracked", the names of files that git does not know and that are therefore not
-        in it, 50 at most, and "untracked_left_out", how many more. None outside of git.
+        in it, 50 at most, and "untracked_left_out", how many more; and "problem", what git could not tell, which is
+        logged as a warning, too. Without the commit the rest is unknown. None outside of git.
 
     Raises:
         RunFolderError: the file cannot be written.
     """
     _write_patch(run / PATCH, b"")
-    commit = git_output(code, "rev-parse", "HEAD")
-    if commit is None:
+    if not any((folder / ".git").exists() for folder in (code, *code.parents)):
         return None
-    top = Path(git_output(code, "rev-parse", "--show-toplevel") or code)
-    patch, problem = _diff(top)
-    _write_patch(run / PATCH, patch)
-    untracked = git_output(top, "ls-files", "--others", "--exclude-standard", "--directory", "-z") or ""
+    told: dict[str, Any] = {"commit": None, "dirty": None, "patch": None, "patch_left_out": None}
+    told |= {"untracked": [], "untracked_left_out": 0, "problem": None}
+    try:
+        top, _, told["commit"] = _git(code, "rev-parse", "--show-toplevel", "HEAD").rstrip("\n").rpartition("\n")
+        patch, why = _diff(Path(top))
+        told |= {"dirty": bool(patch or why), "patch": PATCH if patch else None, "patch_left_out": why or None}
+        _write_patch(run / PATCH, patch)
+        untracked = _git(Path(top), "ls-files", "--others", "--exclude-standard", "--directory", "-z")
+    except _GitError as error:
+        logger.warning("What git knows of the code in %s could not be recorded: %s", code, error)
+        return {**told, "problem": str(error)}
     names = [name for name in untracked.split("\0") if name]
-    return {
-        "commit": commit,
-        "dirty": bool(patch or problem),
-        "patch": PATCH if patch else None,
-        "patch_left_out": problem or None,
-        "untracked": names[:_MOST_UNTRACKED],
-        "untracked_left_out": max(len(names) - _MOST_UNTRACKED, 0),
-    }
+    left_out = max(len(names) - _MOST_UNTRACKED, 0)
+    return {**told, "untracked": names[:_MOST_UNTRACKED], "untracked_left_out": left_out}
 
 
 def describe_devices() -> dict[str, Any]:
@@ -132,9 +141,41 @@ def _package_line(name: str, version: str, package: importlib.metadata.Distribut
     return f"{name}=={version}"
 
 
+class _GitError(Exception):
+    """git could not tell something, and this is why."""
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["git", *arguments],
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_GIT_SECONDS,
+            check=False,
+            env=_environment(),
+        )
+    except OSError as error:
+        raise _GitError(f"git cannot be started: {error}") from error
+    except subprocess.TimeoutExpired as error:
+        raise _GitError(f"git {arguments[0]} takes longer than {_GIT_SECONDS:.0f} seconds") from error
+    if done.returncode:
+        first = done.stderr.strip().partition("\n")[0]
+        raise _GitError(f"git {arguments[0]} ended with status {done.returncode}: {first}")
+    return done.stdout
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in _MISLEADING}
+    # Else git may take the index's lock, and get in the way of its owner.
+    return {**kept, "GIT_OPTIONAL_LOCKS": "0"}
+
+
 def _diff(top: Path) -> tuple[bytes, str]:
     """The changes of tracked files, staged or not; or why there are none here."""
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         git = subprocess.Popen(
             ["git", *_DIFF],
@@ -142,18 +183,25 @@ def _diff(top: Path) -> tuple[bytes, str]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            env=environment,
+            env=_environment(),
         )
     except OSError as error:
         return b"", f"git cannot be started: {error}"
     timer = threading.Timer(_PATCH_SECONDS, git.kill)
+    timer.daemon = True
     timer.start()
-    with git:
-        assert git.stdout is not None  # it is a pipe; kept for the type checker
-        patch = git.stdout.read(_LARGEST_PATCH + 1)
-        if len(patch) > _LARGEST_PATCH:
-            git.kill()
-    timer.cancel()
+    try:
+        with git:
+            assert git.stdout is not None  # it is a pipe; kept for the type checker
+            is_whole = False
+            try:
+                patch = git.stdout.read(_LARGEST_PATCH + 1)
+                is_whole = len(patch) <= _LARGEST_PATCH
+            finally:
+                if not is_whole:  # or a signal ends the run
+                    git.kill()
+    finally:
+        timer.cancel()
     if len(patch) > _LARGEST_PATCH:
         return b"", f"it is larger than {_LARGEST_PATCH // 2**20} MiB"
     return (patch, "") if git.returncode == 0 else (b"", f"git diff ended with status {git.returncode}")

@@ -29,6 +29,7 @@ from trainlab.distributed import RngState, preserved_rng
 from trainlab.errors import CheckpointDamagedError, CheckpointError, CheckpointMismatchError, PeerFailedError
 from trainlab.optim import load_optimizer_state, optimizer_state_dict
 from trainlab.parallel import users_module
+from trainlab.runs.hidden_values import without_secrets
 from trainlab.schedule import Progress
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
@@ -37,7 +38,7 @@ from trainlab.training.init import versions
 from trainlab.training.rank_state import own_of, own_parts
 from trainlab.training.trial import Trial
 
-__all__ = ["Checkpointing", "content_of", "load_weights_of", "weights_loaded_for_a_while"]
+__all__ = ["Checkpointing", "content_of", "load_weights_of", "reading", "weights_loaded_for_a_while"]
 
 _PARTS = {
     "models_extra_state": list,
@@ -333,7 +334,7 @@ class Checkpointing:
             details={
                 "progress": content["progress"],
                 "trial_class": class_name(type(self._trial)),
-                "hparams": self._context.given_hparams,
+                "hparams": without_secrets(self._context.given_hparams, self._context.session.folder.masking),
                 "exp_conf": self._context.given_exp_conf,
                 "versions": versions(),
             },

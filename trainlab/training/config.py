@@ -6,6 +6,7 @@ from typing import Any
 
 from trainlab.distributed import DistributedContext
 from trainlab.errors import InvalidValueError
+from trainlab.runs.masking import MASK
 
 __all__ = ["RunConfig"]
 
@@ -57,12 +58,17 @@ class RunConfig:
             name: its name.
 
         Raises:
-            InvalidValueError: there is none of this name.
+            InvalidValueError: there is none of this name, or its value was left out of the checkpoint that it is from.
         """
         hparams = self.get_hparams()
         if name not in hparams:
             raise InvalidValueError(
                 f"There is no hyperparameter {name!r}. There are: {', '.join(map(repr, sorted(map(str, hparams))))}."
+            )
+        if hparams[name] == MASK:
+            raise InvalidValueError(
+                f"The value of the hyperparameter {name!r} is not known: its name, or its text, is that of a secret, "
+                f"which no checkpoint holds. Give it: load_trial_from_checkpoint_path(..., hparams={{{name!r}: ...}})."
             )
         if name == "global_batch_size":
             logger.warning(

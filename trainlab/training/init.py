@@ -24,6 +24,7 @@ from trainlab.recording import LineDisplay
 from trainlab.runs import JoinedFolder, RunFolder
 from trainlab.runs.current import CurrentRun, current_run
 from trainlab.runs.lent_folder import LentFolder
+from trainlab.runs.masking import Masking
 from trainlab.runs.run_record import folder_of_program
 from trainlab.runs.surroundings import record_surroundings
 from trainlab.runs.yaml_text import masked
@@ -75,7 +76,7 @@ def init(
         exp_conf: a configuration of your own, for ``get_experiment_config``. Default none.
         distributed: who this process is among several. Default: found out from the environment.
         aggregation_frequency: optimizers step at every so-manieth batch, on summed gradients. Default 1.
-        name: the run's name, for its folder ``runs/<name>/…``. Default: the script's name.
+        name: the run's name, for its folder ``runs/<name>/…``. Default: the script's name, or the experiment's.
         run_dir: the run's folder exactly, or any URL that fsspec knows (``s3://bucket/runs/a``); if it holds a run,
             that run is continued. Default: the environment variable TRAINLAB_RUN_DIR, or a new folder; where a launch
             starts its processes again, or SLURM a batch job, the folder that they had before. With TRAINLAB_RESUME=1 in
@@ -194,10 +195,11 @@ def open_context(
             chosen = Precision(precision, _device_of_rank(device))
             folder, told = _open_folder(
                 distributed,
-                name=_script_name() if name is None else name,
+                name=_default_name(run) if name is None else name,
                 run_dir=run_dir,
                 root="runs" if run is None else run.output_dir / "runs",
                 lender=lender,
+                masking=Masking() if run is None else run.masking,
                 storage_options=storage_options if _is_url(run_dir) else None,
                 seed=seed,
                 default_seed=default_seed,
@@ -235,10 +237,7 @@ def open_context(
                 session=session,
                 parallel=make_parallel(parallel, parallel_options, distributed, chosen.device),
             )
-            if hparams is not None or not folder.params_file.exists():
-                folder.write_params({"hparams": dict(hparams or {}), "seed": seed, "precision": precision})
-            if hparams is not None and (lender is None or hparams is not lender.hparams):
-                folder.write_record(**{"params" if lender is None else "hparams": masked(hparams)})
+            _write_params(folder, lender, hparams, {"seed": seed, "precision": precision})
             if lender is None and distributed.is_chief:
                 folder.write_record(git=record_surroundings(folder_of_program(), folder.path))
             storage = None if checkpoint_storage is None else session.checkpoints.url
@@ -246,6 +245,7 @@ def open_context(
                 seed=seed,
                 device=str(chosen.device),
                 ranks=distributed.size,
+                threads=torch.get_num_threads(),
                 versions=versions(),
                 checkpoint_storage=storage,
                 status="running",
@@ -271,6 +271,7 @@ def _open_folder(
     run_dir: str | os.PathLike[str] | None,
     root: str | os.PathLike[str],
     lender: CurrentRun | None,
+    masking: Masking,
     storage_options: Mapping[str, Any] | None,
     seed: int | None,
     default_seed: int,
@@ -281,7 +282,7 @@ def _open_folder(
     opened: list[RunFolder] = []
 
     def on_chief() -> dict[str, Any]:
-        folder = _own_folder(name, run_dir, root, storage_options) if lender is None else _lent_folder(lender)
+        folder = _own_folder(name, run_dir, root, storage_options, masking) if lender is None else _lent_folder(lender)
         try:
             begun_with = folder.record.get("seed")
             told = {
@@ -306,7 +307,21 @@ def _open_folder(
     )
     if distributed.is_chief:
         return opened[0], told
-    return (JoinedFolder(told["folder"], distributed.rank) if lender is None else _lent_folder(lender)), told
+    if lender is not None:
+        return _lent_folder(lender), told
+    return JoinedFolder(told["folder"], distributed.rank, masking), told
+
+
+def _write_params(
+    folder: RunFolder, lender: CurrentRun | None, hparams: Mapping[str, Any] | None, more: dict[str, Any]
+) -> None:
+    """Write what the run is begun with; what one that goes on has of its earlier start stays if none is given now."""
+    if hparams is not None or not folder.params_file.exists():
+        folder.write_params({"hparams": dict(hparams or {}), **more})
+        if lender is None:
+            folder.write_record(params=masked(hparams or {}))
+    if lender is not None and hparams is not None and hparams is not lender.hparams:
+        folder.write_record(hparams=masked(hparams))
 
 
 def _lent_folder(lender: CurrentRun) -> LentFolder:
@@ -319,6 +334,7 @@ def _own_folder(
     run_dir: str | os.PathLike[str] | None,
     root: str | os.PathLike[str],
     storage_options: Mapping[str, Any] | None,
+    masking: Masking,
 ) -> RunFolder:
     """Open a folder that nobody has opened before."""
     switch = os.environ.get("TRAINLAB_RESUME") or "0"
@@ -335,6 +351,7 @@ def _own_folder(
         launch_id=None if launch is None else launch.id,
         attempt=0 if launch is None else launch.attempt,
         is_launchers=bool(of_launch),
+        masking=masking,
     )
     folder.resumes = folder.resumes or (switch == "1" and folder.continues)
     return folder
@@ -417,7 +434,9 @@ def _check_aggregation(frequency: Any) -> None:
         raise InvalidValueError(f"aggregation_frequency must be an int of at least 1. Received: {frequency!r}.")
 
 
-def _script_name() -> str:
+def _default_name(run: CurrentRun | None) -> str:
+    if run is not None:  # which a program of another name may have begun: trainlab replay
+        return run.experiment.rpartition("/")[2]
     stem = Path(sys.argv[0]).stem
     # "-c" and "-" stand for programs that have no name.
     return "run" if not stem or stem.startswith("-") else stem

@@ -25,6 +25,7 @@ def load_trial_from_checkpoint_path(
     trial_kwargs: Mapping[str, Any] | None = None,
     torch_load_kwargs: Mapping[str, Any] | None = None,
     *,
+    hparams: Mapping[str, Any] | None = None,
     storage_options: Mapping[str, Any] | None = None,
     context_class: type[TrialContext] = TrialContext,
 ) -> Trial:
@@ -38,6 +39,8 @@ def load_trial_from_checkpoint_path(
             defines it is imported already.
         trial_kwargs: further keyword arguments of the class. Default none.
         torch_load_kwargs: only ``map_location``, the device to load to. Default: the CPU.
+        hparams: hyperparameters that take the place of the checkpoint's, by name: of one that looks like a secret
+            (``api_token``, but ``pad_token`` as well) a checkpoint has the name alone. Default none.
         storage_options: what the file system of a URL asks for, as fsspec has it. Default none.
         context_class: the class of the context to make.
 
@@ -60,13 +63,14 @@ def load_trial_from_checkpoint_path(
             f"Received: {sorted(options)}."
         )
     with Checkpoint.open(path, verify=False, storage_options=storage_options) as checkpoint:
-        return _loaded(checkpoint, trial_class, trial_kwargs, device, context_class)
+        return _loaded(checkpoint, trial_class, trial_kwargs, hparams, device, context_class)
 
 
 def _loaded(
     checkpoint: Checkpoint,
     trial_class: type[Trial] | None,
     trial_kwargs: Mapping[str, Any] | None,
+    hparams: Mapping[str, Any] | None,
     device: torch.device,
     context_class: type[TrialContext],
 ) -> Trial:
@@ -74,7 +78,7 @@ def _loaded(
     if not (isinstance(trial_class, type) and issubclass(trial_class, Trial)):
         raise InvalidTypeError(f"trial_class must be a subclass of trainlab.Trial. Received: {trial_class!r}.")
     context = context_class(
-        hparams=checkpoint.hparams,
+        hparams=checkpoint.hparams if hparams is None else {**(checkpoint.hparams or {}), **hparams},
         exp_conf=checkpoint.exp_conf,
         distributed=DistributedContext(),
         seed=0,

@@ -14,6 +14,7 @@ from trainlab.errors import MetricError
 from trainlab.metrics import RunningMetrics
 from trainlab.optim import describe_lrs
 from trainlab.recording import LineDisplay, NoDisplay, Record
+from trainlab.runs.yaml_text import mask_command
 from trainlab.training.callback import CallbackHooks
 from trainlab.training.context import TrialContext
 from trainlab.training.trial import checked_length
@@ -146,10 +147,11 @@ def say_where(context: TrialContext, last_checkpoint: Path | str | None, *, test
         context.session.display.say("Test mode: one batch was trained, and a checkpoint written and read back.")
         return
     place = str(context.session.folder.place)
-    how = f"TRAINLAB_RUN_DIR={shlex.quote(place)} {shlex.join(sys.orig_argv)}"
+    how = f"TRAINLAB_RUN_DIR={shlex.quote(place)} {shlex.join(mask_command(sys.orig_argv))}"
     if context.distributed.size > 1 or launched() is not None:
         how = f"start it again, on any number of ranks, with TRAINLAB_RUN_DIR={shlex.quote(place)}"
     text = f"Run folder: {place}\nLast checkpoint: {last_checkpoint}\nTo go on from it: {how}"
+    text = context.session.folder.masking.text(text)  # of a rank the console is copied
     unseen = isinstance(context.session.display, NoDisplay)
     # A warning would not do: it goes to the run's log alone where nobody set up logging.
     (LineDisplay() if stopped and unseen else context.session.display).say(text)

@@ -1,5 +1,6 @@
 """What a run that is a trial of a search takes from it, and tells it, without a line in the Trial."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,8 @@ from trainlab.training.context import TrialContext
 from trainlab.training.judging import metric_value
 
 __all__ = ["Searched", "length_of_search"]
+
+logger = logging.getLogger("trainlab.training")
 
 
 class Searched:
@@ -36,10 +39,11 @@ class Searched:
             metrics: the validation's metrics by name.
 
         Raises:
-            MetricError: the metric is not among them, or is not one number.
+            MetricError: the metric is not one number; or it is not among them, and the search prunes by it. Else it may
+                be one of what the main function returns.
         """
-        if self._search is not None:
-            metric_value(metrics, self._search.metric, "the search looks at")
+        if self._search is not None and self._value(metrics) is None:
+            logger.info("No validation gives %r: the search takes it from what main returns.", self._search.metric)
 
     def note(self, metrics: Mapping[str, Any], progress: Progress) -> None:
         """Report a validation, and ask for a stop if the search prunes.
@@ -52,13 +56,19 @@ class Searched:
         Raises:
             MetricError: as for ``check``.
         """
-        if self._search is None:
+        value = self._value(metrics)
+        if self._search is None or value is None:
             return
-        value = metric_value(metrics, self._search.metric, "the search looks at")
         in_epochs = isinstance(self._plan.max_length, Epoch)
         if self._search.report(value, progress.epochs_trained if in_epochs else progress.batches_trained):
             self.is_pruned = True
             self._context.ask_to_stop()
+
+    def _value(self, metrics: Mapping[str, Any]) -> float | None:
+        """The search's metric; None without a search, or where the validation has none, and none is needed."""
+        if self._search is None or (self._search.metric not in metrics and not self._search.prunes):
+            return None
+        return metric_value(metrics, self._search.metric, "the search looks at")
 
 
 def length_of_search(context: TrialContext) -> TrainUnit | None:

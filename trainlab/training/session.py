@@ -93,7 +93,7 @@ class Session:
         backends: list[Backend] = [JsonlBackend(folder.metrics_file), self._tensorboard] if self.is_chief else []
         self.series = Series(folder.path, backends)
         folder.attach_log()
-        self._output = RankOutput.open(folder.path, self._distributed.rank)
+        self._output = RankOutput.open(folder.path, self._distributed.rank, folder.masking)
         shown = LineDisplay() if self.is_chief and not progress else self.display
         self._warnings = ShownWarnings(shown.say)
         atexit.register(self.close)

@@ -18,7 +18,7 @@ from trainlab.training.callback import Callback
 if TYPE_CHECKING:
     from trainlab.training.context import TrialContext
 
-__all__ = ["Trial", "check_trial"]
+__all__ = ["Trial", "check_trial", "checked_length", "overrides", "takes_batch_idx"]
 
 Models = nn.Module | Mapping[str, nn.Module]
 Optimizers = torch.optim.Optimizer | Mapping[str, torch.optim.Optimizer]
