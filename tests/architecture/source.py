@@ -37,6 +37,32 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def module_of(path: Path) -> str:
+    """What a file is imported as.
+
+    Returns:
+        Its dotted name, such as "trainlab.data.loader".
+    """
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def listed_names(path: Path) -> set[str] | None:
+    """The names in a file's `__all__`.
+
+    Returns:
+        The names; None if it has none that can be read without running it.
+    """
+    for node in tree(path).body:
+        is_list = isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["__all__"]
+        if (
+            is_list
+            and isinstance(node.value, ast.List)
+            and all(isinstance(one, ast.Constant) for one in node.value.elts)
+        ):
+            return set(ast.literal_eval(node.value))
+    return None
+
+
 def folder_of(path: Path) -> str:
     """The part of the package that a file belongs to.
 

@@ -85,6 +85,19 @@ def test_a_folders_names_are_sorted_there_and_explained(folder: str) -> None:
     assert not [name for name, thing in own.items() if not thing.__doc__]
 
 
+def test_a_file_lists_what_others_import_from_it() -> None:
+    """Whoever changes a file sees from its `__all__` which of its names others use."""
+    lists = {source.module_of(path): source.listed_names(path) for path in source.files()}
+    unlisted = [
+        f"{source.name_of(path)}:{line} imports {name}"
+        for path in source.files()
+        for line, name in source.imports(path)
+        if name not in lists and (listed := lists.get(name.rpartition(".")[0])) is not None
+        if name.rpartition(".")[2] not in listed
+    ]
+    assert not unlisted
+
+
 @pytest.mark.parametrize("module", ["trainlab", *(f"trainlab.{folder}" for folder in FOLDERS)])
 def test_docstrings_have_their_sections(module: str) -> None:
     """Every public function and method tells its arguments, its answer and the errors that it raises itself."""

@@ -132,7 +132,7 @@ def test_list_as_json_tells_the_same_for_programs(mixed: Path, run: Answers) -> 
     assert by_name["by hand"]["batches_trained"] == 0
     third = by_name["batch-0000030"]
     assert third["location"] == str(mixed / "batch-0000030")
-    assert third["validation"] == {"loss": "nan"}
+    assert third["validation"] == {"loss": "NaN"}
     assert (third["sequence"], third["batches_trained"], third["epochs_trained"]) == (3, 30, 3)
     assert datetime.fromisoformat(third["created"]).tzinfo is not None
     assert third["size"] == sum(file.stat().st_size for file in (mixed / "batch-0000030").glob("*.safe*")) + len(
@@ -368,7 +368,7 @@ def test_a_reader_that_went_away_is_no_traceback(
     ("arguments", "told"),
     [
         ([], "COMMAND"),
-        (["lst"], "Did you mean 'list'?"),
+        (["lst"], "Did you mean list?"),
         (["list"], "PLACE"),
         (["list", "a", "--storage-option", "key"], "not KEY=VALUE"),
         (["prune", "a", "--yes"], "--keep-last is required"),

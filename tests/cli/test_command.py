@@ -2,11 +2,13 @@ import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from tests.architecture import source
 from tests.cli.programs import trainlab
+from tests.runs.made_runs import make_run
 
 LOADED = """
 import sys
@@ -44,8 +46,17 @@ def test_a_wrong_command_is_told_with_the_right_ones(arguments: list[str]) -> No
     done = trainlab(*arguments)
     assert done.returncode == 2
     assert "usage: trainlab" in done.stderr
-    assert ("Did you mean 'launch'?" in done.stderr) == (arguments == ["lunch"])
+    assert ("Did you mean launch?" in done.stderr) == (arguments == ["lunch"])
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize("closed", ["1>&-", "2>&-", "0<&- 1>&- 2>&-"])
+def test_a_closed_stream_is_no_error(closed: str, tmp_path: Path) -> None:
+    """Where a shell has closed what a command writes to, the command does what it is to do, and ends as it should."""
+    run = make_run(tmp_path / "a")
+    done = trainlab("runs", "tag", str(run), "+best", before=f"exec {closed}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (run / "tags.json").read_text() == '["best"]\n'
 
 
 def test_the_version_is_the_packages() -> None:

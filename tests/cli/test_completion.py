@@ -22,6 +22,10 @@ echo "${COMPREPLY[@]}"
         (["trainlab", "runs", ""], {"list", "show", "compare", "tag", "rm"}),
         (["trainlab", "runs", "list", "--wh"], {"--where"}),
         (["trainlab", "checkpoint", "p"], {"prune"}),
+        (["trainlab", "search", "--dir"], {"--direction"}),
+        (["trainlab", "launch", "--dev"], {"--device"}),
+        (["trainlab", "doctor", "--j"], {"--json"}),
+        (["trainlab", "run", "--h"], {"--help"}),
     ],
 )
 def test_a_shell_completes_commands_and_options(

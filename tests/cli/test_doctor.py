@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.cli.programs import trainlab
-from trainlab.cli import doctor
+from trainlab.cli import doctor, machine
 from trainlab.cli.facts import Fact, gather
 
 AWAY = "ClusterName=a\nSlurmctldHost=localhost\nSlurmctldPort=1\nNodeName=localhost\nPartitionName=b Nodes=localhost\n"
@@ -91,12 +92,34 @@ def test_the_job_around_does_not_disturb() -> None:
     assert report["facts"]["slurm"]["inside a job"] == {"SLURM_JOB_ID": "7"}
 
 
-def test_a_person_reads_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    """Facts come as a table, and what is wrong below it with its remedy."""
-    doctor._show([Fact("cpu", "CPUs", 4), Fact("disk", "free", 0.5, "It is full.", "Empty it.")])
-    table, _, wrong = capsys.readouterr().out.partition("\n\n")
-    assert [line.split() for line in table.splitlines()] == [["cpu", "CPUs", "4"], ["disk", "free", "0.5"]]
+def test_a_person_reads_a_table(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Facts come as one table, each group as soon as it is known, and what is wrong below it with its remedy."""
+    seen = []
+
+    def look(*facts: Fact) -> Any:
+        def probe() -> list[Fact]:
+            seen.append(capsys.readouterr().out)
+            return list(facts)
+
+        return [probe]
+
+    free = Fact("disk", "free", 0.5, "It is full.", "Empty it.")
+    probes = {"cpu": look(Fact("cpu", "CPUs", 4), Fact("cpu", "threads", 8)), "none": look(), "disk": look(free)}
+    monkeypatch.setattr(doctor, "_PROBES", probes)
+    assert doctor.main([]) == 1
+    assert [line.split() for line in seen[1].splitlines()] == [["cpu", "CPUs", "4"], ["threads", "8"]]
+    last, _, wrong = capsys.readouterr().out.partition("\n\n")
+    assert last.split() == ["disk", "free", "0.5"]
+    assert last.index("free") == seen[1].index("CPUs") and last.index("0.5") == seen[1].index("4")
     assert wrong == "disk: It is full.\n  Empty it.\n\nWrong: 1.\n"
+
+
+def test_a_limit_that_is_none_is_told_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever number a system has for a limit that there is not, a person reads that it is unlimited."""
+    none = 2**63 - 1  # as on macOS
+    monkeypatch.setattr(resource, "RLIM_INFINITY", none)
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (none, none))
+    assert [fact.value for fact in machine._limits()] == ["unlimited", "unlimited"]
 
 
 def test_a_probe_that_fails_is_a_row() -> None:

@@ -27,6 +27,15 @@ if "--hang" in sys.argv:
 os._exit(7)
 """
 
+EXPERIMENT = """
+import trainlab
+
+@trainlab.experiment
+@trainlab.parameter("lr", float, default=0.1, envvar="LR")
+def train(params):
+    return {"loss": params["lr"]}
+"""
+
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -102,11 +111,12 @@ def test_an_experiment_goes_on_by_its_params_file(place: Path, capsys: pytest.Ca
     """An experiment is found by its file, or its module in a package, and gets the parameters of its last start."""
     run = make_run(place / "runs" / "a", params={"lr": 0.1})
     (run / "params.yaml").write_text("lr: 0.1\n")
-    experiment = {"path": "group/train", "module": "train", "file": "/x/train.py", "qualname": "train"}
+    experiment = {"path": "group/train", "module": "train", "file": f"{place}/program.py", "qualname": "train"}
     change_record(run, experiment=experiment, module="trainlab", status="failed")
     variables, words, errors = command(capsys, "a", "--", "--epochs", "3")
-    assert variables == {"TRAINLAB_RUN_DIR": str(run), "TRAINLAB_RESUME": "1"}
-    expected = [sys.executable, "-m", "trainlab", "run", "/x/train.py:group/train", "--params-file"]
+    own = {"TRAINLAB_RUN_DIR": str(run), "TRAINLAB_RESUME": "1"}
+    assert variables == {**own, "TRAINLAB_IGNORE_ENVIRONMENT": "1"}
+    expected = [sys.executable, "-m", "trainlab", "run", f"{place}/program.py:group/train", "--params-file"]
     assert words == [*expected, str(run / "params.yaml"), "--epochs", "3"]
     assert errors == ""
     change_record(run, params={"lr": 0.1, "epochs": 3})
@@ -117,10 +127,44 @@ def test_an_experiment_goes_on_by_its_params_file(place: Path, capsys: pytest.Ca
         assert command(capsys, "a")[1][4] == "package.train:group/train"
 
 
+def test_the_parameters_of_the_last_start_are_not_those_of_the_environment(place: Path) -> None:
+    """A variable that declares a parameter changes nothing of a run that is gone on with."""
+    (place / "train.py").write_text(EXPERIMENT)
+    environment = {"TRAINLAB_CACHE": str(place / "cache"), "LR": "0.5"}
+    assert trainlab("run", "train.py", "--lr", "0.01").returncode == 0
+    (run,) = (place / "runs" / "train").iterdir()
+    done = trainlab("resume", str(run), **environment)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((run / "run.json").read_text())["params"]["lr"] == 0.01
+
+
+def test_a_damaged_params_file_keeps_no_run_from_going_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The record has the parameters, too: they are taken from there, and the file is named."""
+    run = make_run(place / "runs" / "a", params={"lr": 0.1})
+    (run / "params.yaml").write_text("a: [1,")
+    experiment = {"path": "train", "module": "train", "file": f"{place}/program.py", "qualname": "train"}
+    change_record(run, experiment=experiment, status="failed")
+    _, words, errors = command(capsys, "a")
+    assert json.loads(Path(words[6]).read_text()) == {"lr": 0.1}
+    assert f"{run}/params.yaml" in errors
+
+
+def test_a_copy_of_parameters_is_never_cut_off(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever reads the parameters while another program is begun with the same reads whole ones."""
+    run = make_run(place / "runs" / "a", params={"lr": 0.1})
+    experiment = {"path": "train", "module": "train", "file": f"{place}/program.py", "qualname": "train"}
+    change_record(run, experiment=experiment, status="failed", params={"lr": 0.2})
+    copy = Path(command(capsys, "a")[1][6])
+    before = copy.stat().st_ino
+    assert command(capsys, "a")[1][6] == str(copy)
+    assert copy.stat().st_ino != before  # another file in its place, and not the same one written again
+    assert [path.name for path in copy.parent.iterdir()] == [copy.name]
+
+
 def test_a_run_on_a_store_goes_on_there(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The program is given the run's URL, and a copy of its parameters that it can read."""
     url = f"memory://{uuid.uuid4()}/a"
-    experiment = {"path": "train", "module": "train", "file": "/x/train.py", "qualname": "train"}
+    experiment = {"path": "train", "module": "train", "file": f"{place}/program.py", "qualname": "train"}
     with RunFolder.open(name="a", run_dir=url) as run:
         run.write_record(params={"lr": 0.5}, experiment=experiment, status="interrupted")
     variables, words, _ = command(capsys, url)
@@ -159,11 +203,18 @@ def test_what_is_odd_is_told_before_the_program_begins(place: Path, capsys: pyte
     run = make_run(place / "runs" / "a")
     change_record(run, script="program.py", cwd=str(place), module=1, ranks=4)
     told = command(capsys, "a")[2]
-    assert "This run has finished" in told
+    assert (
+        "This run has finished, by a loop of its own: what it does not keep in a checkpoint, it does all again." in told
+    )
     assert "last on 4 processes" in told
+    change_record(run, batches_trained=8)
+    assert (
+        "This run has finished: there is something to do only if it is told to train for longer."
+        in command(capsys, "a")[2]
+    )
     change_record(run, status="running", host="elsewhere", ranks=1)
     assert "on elsewhere works in it, which cannot be seen from here" in command(capsys, "a")[2]
-    change_record(run, status="crashed")
+    change_record(run, status="interrupted")
     assert command(capsys, "a")[2] == ""
 
 
@@ -172,6 +223,11 @@ def test_what_is_odd_is_told_before_the_program_begins(place: Path, capsys: pyte
     [
         ({"cwd": "/not/there"}, "The folder that the run was begun in is not there"),
         ({"script": "other.py"}, "The run's script is not there"),
+        (
+            {"script": "other.py"},
+            "Bring it back; or begin the program where it is now, for a resume with TRAINLAB_RUN_",
+        ),
+        ({"experiment": {"path": "a", "module": "other", "file": "/not/other.py"}}, "The run's script is not there"),
         ({"script": 1}, "typed in or in a notebook"),
         ({"command": "x"}, "does not say what began it"),
     ],
@@ -183,4 +239,6 @@ def test_what_cannot_be_begun_again_is_told(
     run = make_run(place / "runs" / "a", status="failed")
     change_record(run, **{"script": "program.py", "cwd": str(place), "module": 1, **fields})
     assert main(["resume", "a"]) == 2
-    assert told in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert told in errors
+    assert errors.count("\n") == 1

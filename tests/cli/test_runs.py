@@ -3,6 +3,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import uuid
@@ -19,6 +20,7 @@ from trainlab.recording.jsonl import JsonlBackend
 from trainlab.recording.record import Record
 from trainlab.runs import RunFolder
 from trainlab.runs.listing import find_runs, is_held, read_run
+from trainlab.storage import open_store
 
 
 class Answers:
@@ -70,11 +72,11 @@ def write_series(folder: Path, *losses: float) -> None:
 
 
 def test_list_shows_the_newest_first_with_what_differs(runs: Answers) -> None:
-    """A person sees each run's path, status, time, metrics, and the parameters in which runs differ."""
+    """A person sees each run's path, status, time, metrics, and parameters in which runs differ or that some lack."""
     lines = runs("list").splitlines()
-    assert lines[0].split() == ["RUN", "STATUS", "STARTED", "DURATION", "ACCURACY", "LR"]
+    assert lines[0].split() == ["RUN", "STATUS", "STARTED", "DURATION", "ACCURACY", "LR", "SAME"]
     assert [line.split()[0] for line in lines[1:]] == ["e", "other/d", "digits/c", "digits/b", "digits/a"]
-    assert lines[5].split()[1:] == ["finished", *lines[5].split()[2:4], "0", "s", "0.95", "0.0001"]
+    assert lines[5].split()[1:] == ["finished", *lines[5].split()[2:4], "0", "s", "0.95", "0.0001", "1"]
     assert lines[1].split()[1] == "crashed"
     assert runs("list", "runs/digits/a").splitlines()[1].split()[1] == "finished"
 
@@ -99,6 +101,51 @@ def test_runs_are_sorted_and_limited(runs: Answers) -> None:
     assert runs.names("--sort", "status")[0] == "e"
 
 
+def test_the_newest_is_the_latest_in_every_time_zone(runs: Answers) -> None:
+    """Runs are in the order of the moments at which they began or ended, whatever time zones those are written in."""
+    for name, started in (("a", "2026-11-21T23:30:00+00:00"), ("b", "2026-11-22T01:00:00+02:00")):
+        _begun(Path("runs/digits") / name, started)  # a's text is the smaller one
+    assert runs.names("runs/digits") == ["a", "b", "c"]
+    for key in ("started", "ended"):
+        assert runs.names("runs/digits", "--sort", key) == ["c", "b", "a"]
+        assert runs.names("runs/digits", "--sort", key, "--reverse") == ["a", "b", "c"]
+    _begun(Path("runs/digits/c"), "yesterday")
+    assert runs.names("runs/digits", "--sort", "started")[-1] == "c"
+
+
+def test_a_place_may_be_written_in_any_way(runs: Answers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder as a URL, or below a home, is the same folder: paths are shown from there on, and names are found."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for place in ("runs/digits", f"file://{tmp_path}/runs/digits", "~/runs/digits", f"{tmp_path}/runs/digits/"):
+        assert runs("list", place, "--limit", "1").splitlines()[1].split()[0] == "c"
+        assert runs("show", "c", "--root", place).startswith(f"{tmp_path}/runs/digits/c\n")
+
+
+def test_csv_is_safe_to_open(runs: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No text of a run becomes a formula of a spreadsheet or reaches a terminal raw; lists are JSON, numbers as is."""
+    params = {"formula": '=cmd|"/c calc"!A1', "at": "@a", "number": "-1e3", "lr": -0.5, "list": [1, {"x": None}]}
+    change_record(Path("runs/digits/a"), params={**params, "red": "\x1b[31m\u202e", "break": "a\nb"})
+    ((row),) = csv.DictReader(io.StringIO(runs("list", "runs/digits/a", "--csv")))
+    told = {name.removeprefix("params."): text for name, text in row.items() if name.startswith("params.")}
+    assert told == {
+        **{"formula": '\'=cmd|"/c calc"!A1', "at": "'@a", "number": "-1e3", "lr": "-0.5", "list": '[1, {"x": null}]'},
+        **{"red": "\x1b[31m\u202e", "break": "a\nb"},
+    }
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    seen = runs("list", "runs/digits/a", "--csv")
+    assert "\\x1b[31m\\u202e" in seen and "\x1b" not in seen
+    rows = list(csv.reader(io.StringIO(runs("compare", "digits/a", "digits/b", "--csv"))))
+    assert ["params.at", "'@a", ""] in rows
+
+
+def test_numbers_are_told_as_in_the_record(runs: Answers) -> None:
+    """Programs read numbers that JSON lacks from `--json` as from run.json itself, huge ones too."""
+    change_record(Path("runs/digits/a"), metrics={"loss": "NaN", "up": "Infinity"}, params={"big": 2**5000})
+    (told,) = runs.of_json("list", "runs/digits/a")
+    assert told["metrics"] == {"loss": "NaN", "up": "Infinity"}
+    assert told["params"] == {"big": hex(2**5000)}
+
+
 def test_programs_get_json_and_csv(runs: Answers) -> None:
     """Every value of the table can be read by a program, under the name that filters have for it."""
     (told,) = runs.of_json("list", "--where", "params.lr == 1e-4")
@@ -117,7 +164,7 @@ def test_a_table_fits_its_terminal(runs: Answers, tmp_path: Path, capsys: pytest
     write_runs(find_runs("runs"), "runs", None, 60)
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines[:6])) <= 60
-    assert lines[6].startswith("Not shown, for want of room: params.lr.")
+    assert lines[6].startswith("Not shown, for want of room: params.lr, params.same.")
     write_runs(find_runs("runs"), "runs", ["run", "params.lr"], 12)
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 12
 
@@ -144,12 +191,18 @@ def test_an_empty_place_is_told(runs: Answers, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["list", "--where", "metrik.a < 1"], "Did you mean 'metrics'?"),
-        (["list", "--sort", "metrik.a"], "Did you mean 'metrics'?"),
-        (["list", "--columns", "run,statsu"], "Did you mean 'status'?"),
-        (["rm", "--where", "statsu == 'failed'", "--yes"], "Did you mean 'status'?"),
-        (["list", "--columns", "foo"], "This names nothing of a run: no run has 'foo'. There are: params"),
-        (["list", "--sort", "metrics.acuracy"], "None of 5 runs has 'metrics.acuracy'. Did you mean metrics.accuracy?"),
+        (["list", "--where", "metrik.a < 1"], "Did you mean metrics?"),
+        (["list", "--sort", "metrik.a"], "Did you mean metrics?"),
+        (["list", "--columns", "run,statsu"], "Did you mean status?"),
+        (["rm", "--where", "statsu == 'failed'", "--yes"], "Did you mean status?"),
+        (
+            ["list", "--columns", "foo"],
+            "no run has 'foo'. A parameter is params.foo, a metric metrics.foo. There are: params",
+        ),
+        (["list", "--sort", "metrics.acuracy"], "None of 5 runs has 'metrics.acuracy'. Did you mean accuracy?"),
+        (["list", "--sort", "lr"], "A parameter is params.lr, a metric metrics.lr."),
+        (["show", "otter/d"], "Did you mean other/d?"),
+        (["show", "digit/c"], "Did you mean digits/c?"),
         (["list", "--sort", "params.momentum"], "There are: params.lr, params.same."),
         (["tag", "digits/a", "ünï"], "If it is meant as a tag: +ünï gives it, -ünï takes it away."),
         (["tag", "digits/a", "+two words"], "A tag is one word"),
@@ -166,12 +219,13 @@ def test_a_wrong_name_is_one_line(runs: Answers, arguments: list[str], told: str
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["lst"], "Did you mean 'list'?"),
+        (["lst"], "Did you mean list?"),
         ([], "COMMAND"),
         (["list", "--limit", "0"], "not a number of at least 1"),
         (["list", "--columns", ","], "no name in it"),
         (["list", "--json", "--csv"], "not allowed with"),
         (["compare", "a"], "two runs or more"),
+        (["compare", "a", "b", "--csv", "--metric", "train/loss"], "pass --json"),
         (["rm", "--yes"], "name the runs, or tell them by --where"),
         (["rm", "a", "--where", "status == 'a'", "--yes"], "name the runs, or tell them by --where"),
         (["rm", "a"], "no terminal to ask at"),
@@ -269,6 +323,36 @@ def test_compare_draws_how_metrics_went(runs: Answers, tmp_path: Path) -> None:
     assert "Received: 'out.xyz'" in runs("compare", "digits/a", "digits/b", "--plot", "out.xyz", status=2)
 
 
+def test_compare_leaves_out_what_it_cannot_read(runs: Answers) -> None:
+    """A list of packages in another encoding and lines of a series that are none of ours do not end the comparison."""
+    folder = Path("runs/digits/a")
+    write_series(folder, 3.0, 2.0)
+    (folder / "packages.txt").write_bytes(b"numpy==1.0\n\xff\xfe==2\n")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "validation", "batch": 1, "metrics": []}\n' + "[" * 100_000 + "\n")
+    told = runs.of_json("compare", "digits/a", "digits/b", "--metric", "train/loss")
+    assert told["series"][0] == {"train/loss": [[1, 3.0], [2, 2.0]]}
+    assert told["differences"]["packages.numpy"] == ["1.0", None]
+
+
+def test_runs_are_looked_for_once(runs: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that names many runs goes through the folder of all runs only once."""
+    scan, looked = os.scandir, []
+    monkeypatch.setattr(os, "scandir", lambda path: (looked.append(str(path)), scan(path))[1])
+    runs("tag", "digits/a", "digits/b", "digits/c", "+best")
+    assert looked.count(str(Path("runs/digits").resolve())) == 1
+
+
+def test_tags_have_the_rights_that_new_files_have(runs: Answers) -> None:
+    """Where a person's files are for the person alone, so are the tags."""
+    before = os.umask(0o077)
+    try:
+        runs("tag", "digits/a", "+best")
+    finally:
+        os.umask(before)
+    assert Path("runs/digits/a/tags.json").stat().st_mode & 0o777 == 0o600
+
+
 def test_a_plot_without_matplotlib_says_what_to_install(runs: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the extra the command names it."""
     write_series(Path("runs/digits/a"), 1.0)
@@ -334,6 +418,62 @@ def test_rm_leaves_a_run_that_someone_holds(runs: Answers) -> None:
     assert "pass --elsewhere" in runs("rm", "runs/e", "--yes", status=1)
     runs("rm", "runs/e", "--yes", "--elsewhere")
     assert not Path("runs/e").exists()
+
+
+def test_rm_looks_for_holders_in_the_whole_folder(runs: Answers) -> None:
+    """A run that lives anywhere below a run's folder keeps it from being removed, and so does a folder that is held."""
+    inner = Path("runs/digits/a/sweep/s1")
+    with RunFolder.open(name="s1", run_dir=inner):
+        assert "is held by" in runs("rm", "digits/a", "--yes", status=1)
+        (inner / "run.json").unlink()
+        assert "is held by" in runs("rm", "digits/a", "--yes", status=1)
+    assert Path("runs/digits/a/run.json").exists()
+    assert not is_held("runs/digits/a")
+    runs("rm", "digits/a", "--yes")
+    assert not inner.exists()
+
+
+def test_rm_does_not_follow_a_link(runs: Answers) -> None:
+    """Of a run that is named by a link neither the link goes nor the run, and the run's own path is told."""
+    Path("link").symlink_to("runs/digits/a")
+    told = runs("rm", "link", "--yes", status=1)
+    assert f"This is a link to {Path('runs/digits/a').resolve()}." in told
+    assert Path("link").is_symlink()
+    assert Path("runs/digits/a/run.json").exists()
+
+
+@pytest.mark.parametrize("record", ['{"tool": "other"}', "no JSON", '{"status": "finished"}'])
+def test_rm_leaves_what_may_be_another_programs(runs: Answers, record: str) -> None:
+    """A folder of which nothing tells that it is a run is removed only if that is said, here as at a URL."""
+    url = f"memory://{uuid.uuid4()}"
+    store = open_store(url)
+    for name, content in (("run.json", record), ("log.txt", ""), ("data", "precious")):
+        store.publish(f"other/{name}", content.encode())
+    shown = Path("runs/other/x")
+    shown.mkdir()
+    for name in ("run.json", "lock", "data"):
+        (shown / name).write_text(record)
+    for name in ("other/x", f"{url}/other"):
+        told = runs("rm", name, "--yes", status=1)
+        assert "Nothing tells that this is a run of trainlab." in told and "pass --damaged" in told
+    assert sorted(path.name for path in shown.iterdir()) == ["data", "lock", "run.json"]
+    assert (shown / "lock").read_text() == record
+    assert store.read("other/data", 100) == b"precious"
+    runs("rm", "other/x", f"{url}/other", "--yes", "--damaged")
+    assert not shown.exists()
+    assert store.folders() == []
+
+
+@pytest.mark.parametrize("name", ["", " ", "/", "file://"])
+@pytest.mark.parametrize("command", [["show"], ["tag"], ["rm", "--yes"], ["compare", "digits/b"]])
+def test_an_empty_name_means_no_run(runs: Answers, command: list[str], name: str) -> None:
+    """A variable of the shell that is not set names neither the only run there is nor the current folder."""
+    shutil.copy("runs/digits/a/run.json", "run.json")
+    assert "Received: " in runs(*command, name, "--root", "runs/other", status=2)
+    assert "An empty text names no folder." in runs(
+        "rm", "--where", "status == 'failed'", "--root", "", "--yes", status=2
+    )
+    assert len(find_runs("runs")) == 5
 
 
 def test_rm_names_checkpoints_that_it_leaves(runs: Answers, tmp_path: Path) -> None:

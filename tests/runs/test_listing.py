@@ -7,9 +7,11 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import trainlab
 from tests.runs.made_runs import ROOT, change_record, crash, make_run
 from tests.storage.s3 import faulty_s3_store, s3_files
 from trainlab.errors import RunFolderError, StorageError
@@ -121,16 +123,33 @@ def test_a_run_starts_although_it_is_looked_at(tmp_path: Path, monkeypatch: pyte
         ("run.json", "{", "run.json is no JSON"),
         ("run.json", "[]", "does not hold what a run's record holds"),
         ("run.json", '{"starts": [1]}', "does not hold what a run's record holds"),
+        ("run.json", "{}", "run.json is no run's record of trainlab"),
+        ("run.json", '{"tool": "other", "status": "done"}', "run.json is no run's record of trainlab"),
+        ("run.json", '{"status": "finished"}', "run.json is no run's record of trainlab"),
+        ("run.json", {"started": 1700000000}, "does not hold what a run's record holds as 'started'"),
+        ("run.json", {"starts": [{"started": "2026-05-01", "ended": []}]}, "holds as 'ended'"),
+        ("run.json", {"starts": [{"git": "a"}]}, "holds as 'git'"),
+        ("run.json", {"git": True}, "holds as 'git'"),
+        ("run.json", {"versions": 5}, "holds as 'versions'"),
+        ("run.json", {"experiment": "train"}, "holds as 'experiment'"),
+        ("run.json", {"experiment": {"file": 5}}, "holds as 'file'"),
+        ("run.json", {"experiment": {"options": {"lr": 5}}}, "does not hold lists as options of its experiment"),
+        ("run.json", {"params": json.loads('{"a":' * 800 + "1" + "}" * 800)}, "run.json is nested too deeply"),
         ("run.json", "[" * 100_000, "run.json is nested too deeply"),
         ("run.json", b"\xff\xfe\xfa", "run.json is no JSON"),
         ("tags.json", "{}", "tags.json is no list of texts"),
         ("tags.json", "best", "tags.json is no JSON"),
+        ("tags.json", "[" * 100_000, "tags.json is no JSON"),
     ],
 )
-def test_a_damaged_run_does_not_hide_the_others(tmp_path: Path, file: str, content: str | bytes, reason: str) -> None:
+def test_a_damaged_run_does_not_hide_the_others(
+    tmp_path: Path, file: str, content: str | bytes | dict[str, Any], reason: str
+) -> None:
     """A record that cannot be read is listed as damaged with the reason, and all others as they are."""
     make_run(tmp_path / "whole")
     make_run(tmp_path / "damaged")
+    if isinstance(content, dict):
+        content = json.dumps({"status": "finished", "started": "2026-05-01", **content})
     (tmp_path / "damaged" / file).write_bytes(content.encode() if isinstance(content, str) else content)
     runs = by_path(find_runs(tmp_path), tmp_path)
     assert runs["whole"].status == "finished"
@@ -157,6 +176,9 @@ def test_a_running_run_shows_its_last_validation(tmp_path: Path) -> None:
     assert read(folder).metrics == {"loss": 2.0}
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('\n{"kind": "validation", "metrics": {"loss": "NaN", "up": "Infinity", "none": null}}\n')
+        file.write('{"kind": "validation", "metrics": []}\n')
+        file.write('{"kind": "validation", "metrics": ' + '{"a":' * 900 + "1" + "}" * 901 + "\n")
+        file.write('{"kind": "validation", "metrics": ' + "[" * 100_000 + "\n")
     metrics = read(folder).metrics
     assert math.isnan(metrics["loss"])
     assert (metrics["up"], metrics["none"]) == (math.inf, None)
@@ -172,6 +194,18 @@ def test_parameters_of_a_record_without_them_come_from_the_params_file(tmp_path:
     assert "params.yaml is no YAML" in read(tmp_path / "a").reason
     (tmp_path / "a" / "params.yaml").unlink()
     assert read(tmp_path / "a").params == {}
+
+
+def test_a_run_without_hyperparameters_says_so_in_its_record(tmp_path: Path) -> None:
+    """Of a run that was given none no other file has to be read to list it; one that goes on keeps those it had."""
+    with trainlab.init(run_dir=tmp_path / "a", device="cpu"):
+        pass
+    (tmp_path / "a" / "params.yaml").write_text("a: [")
+    assert (read(tmp_path / "a").status, read(tmp_path / "a").params) == ("finished", {})
+    for hparams in ({"lr": 0.1}, None):
+        with trainlab.init(run_dir=tmp_path / "b", hparams=hparams, device="cpu"):
+            pass
+    assert read(tmp_path / "b").params == read(tmp_path / "b").record["params"] == {"lr": 0.1}
 
 
 def test_a_resumed_run_counts_the_time_that_is_known(tmp_path: Path) -> None:

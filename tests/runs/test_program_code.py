@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.architecture import source
+from trainlab.runs.program_code import checksums, read_checksums
+from trainlab.runs.run_record import replace_text
 
 PROGRAM = """
 import json, sys, types
@@ -47,3 +49,15 @@ def test_each_file_of_a_programs_own_code_is_there(tmp_path: Path, way: list[str
     assert (
         subprocess.run(check, check=False, capture_output=True, text=True).stdout == f"{tmp_path}/models.py: FAILED\n"
     )
+
+
+def test_a_path_of_any_bytes_is_recorded(tmp_path: Path) -> None:
+    """A file of code whose path is no text, or holds a line end of Unicode, is in code.sha256, byte for byte."""
+    folder = tmp_path / os.fsdecode(b"\xff \xe2\x80\xa8")
+    folder.mkdir()
+    (folder / "a.py").write_text("a = 1\n")
+    replace_text(tmp_path / "code.sha256", checksums([str(folder / "a.py")]))
+    content = (tmp_path / "code.sha256").read_bytes()
+    assert list(read_checksums(content.decode(errors="surrogateescape"))) == [str(folder / "a.py")]
+    check = subprocess.run(["sha256sum", "--check", "--quiet", "code.sha256"], cwd=tmp_path, check=False)
+    assert check.returncode == 0

@@ -4,6 +4,7 @@ import os
 import pty
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -235,3 +236,21 @@ def test_a_file_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "log.rank-0.txt").mkdir()
     with pytest.raises(RunFolderError, match=r"log\.rank-0\.txt cannot be opened"):
         RankOutput.open(tmp_path, 0)
+
+
+@pytest.mark.parametrize("way", [copied, launched])
+def test_no_known_secret_is_printed_into_the_runs_folder(
+    tmp_path: Path, way: Callable[[Path, str], tuple[str, str]]
+) -> None:
+    """What Python code prints of a run's secrets, or logging for want of a handler, is masked in the run's file."""
+    program = """
+from trainlab.runs.masking import Masking
+output = RankOutput.open(folder, int("TRAINLAB_LOG" in os.environ), Masking(["open-sesame"]))
+count = sys.stdout.write("it is open-sesame\\n")
+logging.warning("the token is %s", "open-sesame")
+output.close()
+print(count, "open-sesame")
+"""
+    shown, of_run = way(tmp_path, program)
+    assert sorted(of_run.splitlines()) == ["WARNING:root:the token is ***", "it is ***"]
+    assert "18 open-sesame" in shown

@@ -10,9 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError
 from trainlab.runs import RunFolder
+from trainlab.runs.lent_folder import LentFolder
 
 ROOT = Path(__file__).parents[2]
 
@@ -244,14 +246,14 @@ def test_the_record_tells_what_was_run(tmp_path: Path) -> None:
     assert told["pid"] == os.getpid()
     assert told["status"] == "running"
     assert told["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert {"host", "started", "script", "git"} <= told.keys()
+    assert {"host", "started", "script", "cwd"} <= told.keys()
 
 
 def test_the_record_has_the_commit_and_whether_it_is_dirty(tmp_path: Path) -> None:
     """The record of a script kept in git names the commit, and says whether the script was changed after it."""
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
     (tmp_path / "train.py").write_text(
-        "import sys\nfrom trainlab.runs import RunFolder\nwith RunFolder.open(name='x', run_dir=sys.argv[1]): pass\n"
+        "import sys\nimport trainlab\nwith trainlab.init(run_dir=sys.argv[1], progress=False): pass\n"
     )
     for command in (["init", "-q"], ["add", "train.py"], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
@@ -260,18 +262,10 @@ def test_the_record_has_the_commit_and_whether_it_is_dirty(tmp_path: Path) -> No
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         subprocess.run([sys.executable, tmp_path / "train.py", run_dir], check=True, env=environment)
         told = json.loads((run_dir / "run.json").read_text())
-        assert told["git"] == {"commit": commit, "dirty": dirty}
+        assert told["starts"][0]["git"] == {"commit": commit, "dirty": dirty}
+        assert (told["git"]["commit"], told["git"]["dirty"], told["git"]["problem"]) == (commit, dirty, None)
         with (tmp_path / "train.py").open("a") as script:
             script.write("# changed\n")
-
-
-def test_outside_of_git_there_is_no_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A program that is not kept in git runs all the same."""
-    script = tmp_path / "train.py"
-    script.touch()
-    monkeypatch.setattr(sys, "argv", [str(script)])
-    with RunFolder.open(name="digits", run_dir=tmp_path / "run") as folder:
-        assert record(folder)["git"] is None
 
 
 def test_fields_of_the_record_are_merged(tmp_path: Path) -> None:
@@ -338,9 +332,8 @@ def test_a_continued_run_keeps_its_parameters_and_names_what_differs(
         "hparams.lr",
         "hparams.layers[1].width",
         "hparams.old",
-        'hparams."a: b"',
+        "hparams.a: b",
         "hparams.new",
-        "hparams.new.x",
     }
     assert warning.getMessage() in folder.log_file.read_text()
 
@@ -348,10 +341,10 @@ def test_a_continued_run_keeps_its_parameters_and_names_what_differs(
 def test_a_run_continued_with_its_own_parameters_is_not_warned_of(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The order of the keys and a person's comments are no difference, and they stay."""
+    """The order of the keys, a person's comments and another way to write the same are no difference, and stay."""
     with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
         folder.write_params(BEGUN_WITH)
-    text = "# the good one\n\n" + folder.params_file.read_text()
+    text = "# the good one\n\n" + yaml.safe_dump(BEGUN_WITH, default_flow_style=True)
     folder.params_file.write_text(text)
     with RunFolder.open(name="digits", run_dir=tmp_path) as folder:
         folder.write_params(dict(reversed(BEGUN_WITH.items())))
@@ -461,3 +454,39 @@ def test_run_folders_need_no_torch() -> None:
     program = "import sys, trainlab.runs; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_log_that_cannot_be_written_is_told_as_such(tmp_path: Path) -> None:
+    """With a full disk the end of a local run names its log, and lets go of all: of the folder, and of both logs."""
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    (tmp_path / "run.json").write_text("{}")
+    for _ in range(2):
+        folder = RunFolder.open(name="digits", run_dir=tmp_path)
+        folder.attach_log()
+        folder.attach_log("digits")
+        folder.attach_users_log()
+        logging.getLogger("trainlab.test").info("lost")
+        with pytest.raises(RunFolderError, match=r"log\.txt cannot be written: No space left on device"):
+            folder.close()
+        assert not logging.getLogger("trainlab").handlers and not logging.getLogger("digits").handlers
+        assert logging.getLogRecordFactory() is logging.LogRecord
+
+
+def test_a_lent_folder_is_the_owners(tmp_path: Path) -> None:
+    """Who is lent a run's folder writes into its log once, and its end closes nothing of the owner's."""
+    with RunFolder.open(name="digits", run_dir=tmp_path) as owner:
+        lent = LentFolder(owner)
+        assert (lent.path, lent.place, lent.params_file, lent.record) == (
+            owner.path,
+            owner.place,
+            owner.params_file,
+            owner.record,
+        )
+        lent.attach_users_log()
+        owner.attach_users_log()
+        lent.write_record(seed=3, status="failed")
+        lent.close()
+        logging.getLogger("digits").warning("once")
+    assert (tmp_path / "log.txt").read_text().count("once") == 1
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert told["seed"] == 3 and told["status"] == "running"

@@ -79,11 +79,10 @@ def test_a_clean_tree_has_no_patch(tree: Path, tmp_path: Path) -> None:
         "patch_left_out": None,
         "untracked": [],
         "untracked_left_out": 0,
+        "problem": None,
     }
     assert not (run / "changes.patch").exists()
     assert record_changes(tmp_path, run) is None
-    git(tmp_path, "init", "-q", "empty")
-    assert record_changes(tmp_path / "empty", run) is None
 
 
 def test_a_huge_patch_is_left_out_and_told(tree: Path, tmp_path: Path) -> None:
@@ -97,14 +96,6 @@ def test_a_huge_patch_is_left_out_and_told(tree: Path, tmp_path: Path) -> None:
     assert told is not None and told["dirty"] and told["patch"] is None
     assert told["patch_left_out"] == "it is larger than 10 MiB" and not (run / "changes.patch").exists()
     assert len(told["untracked"]) == 50 and told["untracked_left_out"] == 10
-
-
-def test_without_git_a_run_is_recorded_all_the_same(
-    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a machine that has no git the record has no commit."""
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert record_changes(tree, tmp_path) is None
 
 
 def test_packages_are_listed_as_pip_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,3 +122,61 @@ def test_devices_are_described(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
     told = describe_devices()
     assert told["cpu"] and told["cpus"] == len(os.sched_getaffinity(0)) and told["cuda_visible_devices"] == "3"
+
+
+SETTINGS: dict[str, tuple[str, str]] = {
+    "context": ("diff.context", "0"),
+    "order": ("diff.orderFile", "nowhere"),
+    "prefix": ("diff.srcPrefix", "x/"),
+    "submodule": ("diff.submodule", "diff"),
+}
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, "environment"])
+def test_no_setting_of_gits_makes_the_patch_useless(
+    setting: str, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever a person has told git, by its settings or its variables, changes.patch is of this tree and applies."""
+    git(tmp_path, "init", "-q", "part")
+    (tmp_path / "part/a.py").write_text("a\n")
+    git(tmp_path / "part", "add", ".")
+    git(tmp_path / "part", "commit", "-qm", "first")
+    git(tree, "-c", "protocol.file.allow=always", "submodule", "--quiet", "add", str(tmp_path / "part"), "part")
+    git(tree, "commit", "-qm", "second")
+    (tree / "part/a.py").write_text("b\n")
+    git(tree / "part", "commit", "-qam", "second")
+    code = tree / "code/changed.py"
+    code.write_text("".join(f"{number}\n" for number in range(30)))
+    git(tree, "add", "code")
+    git(tree, "commit", "-qm", "third")
+    code.write_text(code.read_text().replace("15\n", "changed\n"))
+    run = tmp_path / "run"
+    run.mkdir()
+    if setting in SETTINGS:
+        git(tree, "config", *SETTINGS[setting])
+    else:
+        other = {"GIT_DIR": "part/.git", "GIT_WORK_TREE": "part", "GIT_INDEX_FILE": "nowhere", "GIT_PREFIX": "x"}
+        for name, value in {**other, "GIT_DIFF_OPTS": "--unified=0"}.items():
+            monkeypatch.setenv(name, str(tmp_path / value) if name != "GIT_DIFF_OPTS" else value)
+    told = record_changes(tree / "code", run)
+    monkeypatch.undo()
+    assert told is not None and told["problem"] is None and told["patch"] == "changes.patch"
+    git(tmp_path, "clone", "-q", "tree", "again")
+    git(tmp_path / "again", "checkout", "-q", told["commit"])
+    git(tmp_path / "again", "apply", "--index", str(run / "changes.patch"))
+    assert (tmp_path / "again/code/changed.py").read_text() == code.read_text()
+
+
+def test_what_git_cannot_tell_is_recorded_and_warned_of(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A repository of somebody else's, one without a commit and one without git leave a record that says why."""
+    git(tmp_path, "init", "-q", "empty")
+    found = [record_changes(tmp_path / "empty", tmp_path)]
+    monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
+    found.append(record_changes(tree, tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found.append(record_changes(tree, tmp_path))
+    for told, why in zip(found, ("ambiguous argument 'HEAD'", "dubious ownership", "cannot be started"), strict=True):
+        assert told is not None and told["commit"] is None and told["dirty"] is None and why in told["problem"]
+        assert why in caplog.text

@@ -11,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from trainlab.cli.output import printable
 from trainlab.cli.run_names import RUN, add_root
-from trainlab.errors import RunFolderError
+from trainlab.errors import InvalidValueError, RunFolderError
 from trainlab.experiments.params_file import read_params_file
-from trainlab.runs.listing import PARAMS, RunInfo, value_at
+from trainlab.runs.listing import RunInfo, value_at
 from trainlab.runs.masking import MASK
+from trainlab.runs.names import PARAMS
 from trainlab.runs.plain_numbers import standard_json
+from trainlab.storage.cache import cache_folder
 
 __all__ = ["Command", "command_of", "missing_secrets", "options_after", "parser_of"]
 
@@ -115,33 +118,49 @@ def command_of(run: RunInfo, more: Sequence[str]) -> Command:
         )
     experiment = record.get("experiment")
     if isinstance(experiment, Mapping):
-        words = ["-m", "trainlab", "run", _place_of(record, experiment), "--params-file", _params_file(run)]
+        words = ["-m", "trainlab", "run", _place_of(run, experiment), "--params-file", _params_file(run)]
         words += [*_not_of_file(experiment, more), *more]
     else:
         words = _program(run, cwd) + _without_given(_words(run), more, run)
     return Command([sys.executable, *words], cwd)
 
 
-def _place_of(record: Mapping[str, Any], experiment: Mapping[str, Any]) -> str:
+def _place_of(run: RunInfo, experiment: Mapping[str, Any]) -> str:
     """Where the experiment is defined, as ``trainlab run`` takes it."""
-    name, module = str(experiment.get("path")), str(experiment.get("module"))
+    name, module, file = str(experiment.get("path")), str(experiment.get("module")), str(experiment.get("file"))
     if module == "__main__":
-        module = str(record.get("module") or "")
-    # A file of a package may import its neighbours, which it can only as a module.
-    return f"{module}:{name}" if "." in module else f"{experiment.get('file')}:{name}"
+        module = str(run.record.get("module") or "")
+    if "." in module:  # a file of a package may import its neighbours, which it can only as a module
+        return f"{module}:{name}"
+    _require_script(file, run)
+    return f"{file}:{name}"
+
+
+def _require_script(path: str, run: RunInfo) -> None:
+    if not os.path.isfile(path):
+        raise RunFolderError(
+            f"The run's script is not there. Received: {path}, of {run.path}. Bring it back; or begin the program "
+            f"where it is now, for a resume with TRAINLAB_RUN_DIR={shlex.quote(str(run.path))} TRAINLAB_RESUME=1."
+        )
 
 
 def _params_file(run: RunInfo) -> str:
     """A file with the run's parameters, those of its last start: its params.yaml, or else a copy."""
     if isinstance(run.path, Path):
         file = run.path / PARAMS
-        if file.exists() and standard_json(read_params_file(file)) == run.params:
-            return str(file)
-    above = Path(os.environ.get("TRAINLAB_CACHE") or "~/.cache/trainlab").expanduser() / "params"
+        try:
+            if file.exists() and standard_json(read_params_file(file)) == run.params:
+                return str(file)
+        except InvalidValueError as error:
+            sys.stderr.write(f"Not read, for the run's record has its parameters, too: {printable(str(error))}\n")
+    above = cache_folder() / "params"
     above.mkdir(parents=True, exist_ok=True)
     text = json.dumps(run.params)
     copy = above / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    copy.write_text(text, encoding="utf-8")
+    # Another program may be reading it.
+    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(copy)
     return str(copy)
 
 
@@ -200,8 +219,7 @@ def _program(run: RunInfo, cwd: str) -> list[str]:
             f"The run was begun by no script and no module, but typed in or in a notebook. Received: {run.path}. "
             f"Begin it yourself, with TRAINLAB_RUN_DIR={shlex.quote(str(run.path))} TRAINLAB_RESUME=1."
         )
-    if not os.path.isfile(os.path.join(cwd, script)):
-        raise RunFolderError(f"The run's script is not there. Received: {os.path.join(cwd, script)}, of {run.path}.")
+    _require_script(os.path.join(cwd, script), run)
     return [script]
 
 

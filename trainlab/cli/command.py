@@ -40,6 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: the subcommand's own, 2 for an error of trainlab or of the file system, 130 after Ctrl-C.
     """
+    _open_closed_streams()
     given = list(sys.argv[1:] if arguments is None else arguments)
     made = parser()
     refuse_unknown(made, given, _COMMANDS)
@@ -60,6 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write("".join(f"{printable(line)}\n" for line in str(error).split("\n")))
         return 2
     return status
+
+
+def _open_closed_streams() -> None:
+    """Give what is written to a stream that the shell has closed (``>&-``) a place to vanish, here and in children."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  # to the end of the process
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def parser(inner: Mapping[str, argparse.ArgumentParser] | None = None) -> argparse.ArgumentParser:

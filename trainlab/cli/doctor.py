@@ -1,18 +1,21 @@
 """``trainlab doctor``: what this machine offers, what is wrong with it, and how to mend it."""
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainlab.cli import accelerators, machine, round_trip, surroundings
 from trainlab.cli.facts import Fact, gather
+from trainlab.cli.output import write_json
 
-__all__ = ["main"]
+if TYPE_CHECKING:
+    from rich.status import Status
+
+__all__ = ["main", "parser"]
 
 _DESCRIPTION = "Tell what this machine offers for training, what is wrong with it, and how to mend that."
 _EPILOG = "The exit status is 0 if nothing is wrong, else 1."
+_NAMES_WIDE = len("CPUs that this process may use") + 1
 _PROBES = {**machine.PROBES, **accelerators.PROBES, **surroundings.PROBES, **round_trip.PROBES}
 
 
@@ -25,25 +28,37 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    parser = argparse.ArgumentParser(
-        prog="trainlab doctor", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False
-    )
-    parser.add_argument("--json", action="store_true", help="write JSON")
-    given = parser.parse_args(arguments)
-    facts = _look(quiet=given.json)
+    given = parser().parse_args(arguments)
+    facts: list[Fact] = []
+    for group, probes in _PROBES.items():
+        with _status(group, quiet=given.json):
+            found = gather(group, probes)
+        facts += found
+        if not given.json:
+            _show_group(group, found)
     if given.json:
-        sys.stdout.write(json.dumps(_as_json(facts), indent=1) + "\n")
+        write_json(_as_json(facts))
     else:
-        _show(facts)
+        _show_problems(facts)
     return int(any(fact.problem for fact in facts))
 
 
-def _look(*, quiet: bool) -> list[Fact]:
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the options.
+
+    Returns:
+        The parser.
+    """
+    made = argparse.ArgumentParser(prog="trainlab doctor", description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False)
+    made.add_argument("--json", action="store_true", help="write JSON")
+    return made
+
+
+def _status(group: str, *, quiet: bool) -> "Status":
     from rich.console import Console
 
-    # Shown on a terminal alone.
-    with Console(stderr=True, quiet=quiet).status("Looking at this machine …"):
-        return [fact for group, probes in _PROBES.items() for fact in gather(group, probes)]
+    # Shown on a terminal alone, and gone before the group's facts are shown.
+    return Console(stderr=True, quiet=quiet).status(f"Looking at: {group} …")
 
 
 def _as_json(facts: list[Fact]) -> dict[str, Any]:
@@ -58,18 +73,27 @@ def _as_json(facts: list[Fact]) -> dict[str, Any]:
     return {"ok": not wrong, "facts": groups, "problems": wrong}
 
 
-def _show(facts: list[Fact]) -> None:
+def _show_group(group: str, facts: list[Fact]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    table = Table("", "", "", show_header=False, box=None, pad_edge=False)
-    group = ""
-    for fact in facts:
-        heading, group = "" if fact.group == group else fact.group, fact.group
+    # The same widths for each group, of which the next is not known yet.
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(width=max(map(len, _PROBES)))
+    table.add_column(width=_NAMES_WIDE)
+    table.add_column()
+    for index, fact in enumerate(facts):
+        heading = "" if index else group
         table.add_row(Text(heading, "bold"), Text(fact.name), Text(_plain(fact.value), "red" if fact.problem else ""))
-    console.print(table)
+    Console(highlight=False).print(table)
+
+
+def _show_problems(facts: list[Fact]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False)
     wrong = [fact for fact in facts if fact.problem]
     for fact in wrong:
         console.print(Text(f"\n{fact.group}: {fact.problem}", "red"), soft_wrap=True)

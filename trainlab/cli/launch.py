@@ -6,14 +6,14 @@ import json
 import os
 import re
 import sys
-import types
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 from trainlab.errors import LaunchError, RankFailedError
+from trainlab.experiments.annotations import members
 from trainlab.launch.platform import Platform
 
-__all__ = ["main", "parse"]
+__all__ = ["main", "parse", "parser"]
 
 _USAGE = "trainlab launch [OPTIONS] SCRIPT [ARGS]\n       trainlab launch [OPTIONS] -m MODULE [ARGS]"
 _DESCRIPTION = """\
@@ -35,14 +35,14 @@ def main(arguments: Sequence[str]) -> int:
     """
     platform, target, argv = parse(arguments)
     _load_torch()
+    from trainlab.experiments.ending import exit_status
     from trainlab.launch import launch_script
 
     try:
         return int(launch_script(platform, argv=argv, **target))
     except RankFailedError as error:
         sys.stderr.write(f"{error}\n")
-        code = error.exitcode
-        return 1 if not code else code if code > 0 else 128 - code
+        return exit_status(error)
     except LaunchError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -72,12 +72,12 @@ def parse(arguments: Sequence[str]) -> tuple[Platform, dict[str, str], list[str]
     Raises:
         InvalidValueError: An option's value cannot be used, or options contradict each other.
     """
-    parser = _parser()
+    made = parser()
     options, rest = _split(list(arguments), _switches())
-    given = {name: value for name, value in vars(parser.parse_args(options)).items() if value is not None}
+    given = {name: value for name, value in vars(made.parse_args(options)).items() if value is not None}
     module = given.pop("m", None)
     if module is None and not rest:
-        parser.error("there is nothing to run. Name a script, or a module with -m")
+        made.error("there is nothing to run. Name a script, or a module with -m")
     if "extra" in given:
         given["extra"] = dict(given["extra"])
     target, argv = ({"module": module}, rest) if module is not None else ({"script": rest[0]}, rest[1:])
@@ -103,24 +103,29 @@ def _split(arguments: list[str], switches: set[str]) -> tuple[list[str], list[st
 def _switches() -> set[str]:
     """The options that take no value."""
     named = [
-        name.replace("_", "-") for name, field in Platform.model_fields.items() if bool in _kinds(field.annotation)
+        name.replace("_", "-") for name, field in Platform.model_fields.items() if bool in members(field.annotation)
     ]
     return {"-h", "--help", *(f"--{name}" for name in named), *(f"--no-{name}" for name in named)}
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the options.
+
+    Returns:
+        The parser, without the script and its own arguments.
+    """
+    made = argparse.ArgumentParser(
         prog="trainlab launch", usage=_USAGE, description=_DESCRIPTION, epilog=_EPILOG, allow_abbrev=False
     )
-    parser.add_argument("-m", metavar="MODULE", help="run a module instead of a script; ends the options")
-    group = parser.add_argument_group("platform")
+    made.add_argument("-m", metavar="MODULE", help="run a module instead of a script; ends the options")
+    group = made.add_argument_group("platform")
     told = _told()
     for name, field in Platform.model_fields.items():
         if name == _FIRST_OF_SLURM:
-            group = parser.add_argument_group("with --device slurm")
+            group = made.add_argument_group("with --device slurm")
         flag = f"--{name.replace('_', '-')}"
         group.add_argument(flag, dest=name, help=told[name].replace("%", "%%"), default=None, **_form(field.annotation))
-    return parser
+    return made
 
 
 def _told() -> dict[str, str]:
@@ -133,7 +138,7 @@ def _told() -> dict[str, str]:
 
 def _form(annotation: Any) -> dict[str, Any]:
     """How argparse reads an option of a type."""
-    kinds = _kinds(annotation)
+    kinds = members(annotation)
     choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
     if choices:
         return {"choices": choices}
@@ -150,16 +155,6 @@ def _form(annotation: Any) -> dict[str, Any]:
     if any(get_origin(kind) is Sequence for kind in kinds):
         return {"type": _lists, "metavar": "[[0,1],[2,3]]"}
     return {"metavar": "TEXT"}
-
-
-def _kinds(annotation: Any) -> list[Any]:
-    """The types that an annotation allows, None left out."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _kinds(get_args(annotation)[0])
-    if origin in {Union, types.UnionType}:
-        return [kind for part in get_args(annotation) for kind in _kinds(part)]
-    return [] if annotation is type(None) else [annotation]
 
 
 def _number_or_text(text: str) -> int | str:

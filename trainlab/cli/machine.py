@@ -134,7 +134,10 @@ def _limits() -> list[Fact]:
             else "Raise the hard limit: docker run --ulimit nofile=65536, or nofile in /etc/security/limits.conf"
         )
     locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
-    return [Fact("limits", "open files", _limit(soft), problem, remedy), _locked_memory(locked, locked == -1)]
+    return [
+        Fact("limits", "open files", _limit(soft), problem, remedy),
+        _locked_memory(locked, locked == resource.RLIM_INFINITY),
+    ]
 
 
 def _locked_memory(limit: int, unlimited: bool) -> Fact:
@@ -148,7 +151,9 @@ def _locked_memory(limit: int, unlimited: bool) -> Fact:
 
 
 def _limit(number: int) -> int | str:
-    return "unlimited" if number == -1 else number
+    import resource
+
+    return "unlimited" if number == resource.RLIM_INFINITY else number
 
 
 def _host() -> list[Fact]:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from trainlab.runs.plain_numbers import standard_json
+
 __all__ = [
     "duration_text",
     "local_time",
@@ -60,11 +62,32 @@ def write_csv(rows: Iterable[Sequence[Any]]) -> None:
     """Write rows as CSV.
 
     Args:
-        rows: Cells of any kind; None is an empty one.
+        rows: Cells of any kind; None is an empty one, lists and mappings are JSON. A text that a spreadsheet would take
+            for a formula comes after an apostrophe; on a terminal, what would confuse it is written as an escape.
     """
     import csv
 
-    csv.writer(sys.stdout, lineterminator="\n").writerows(rows)
+    is_seen = sys.stdout.isatty()
+    shown = ([_csv_cell(cell, is_seen=is_seen) for cell in row] for row in rows)
+    csv.writer(sys.stdout, lineterminator="\n").writerows(shown)
+
+
+def _csv_cell(value: Any, *, is_seen: bool) -> Any:
+    if isinstance(value, Mapping | list | tuple):
+        value = json.dumps(plain(value), ensure_ascii=False)
+    if not isinstance(value, str):
+        return value
+    # Source: OWASP, "CSV Injection".
+    text = f"'{value}" if value.startswith(("=", "+", "-", "@", "\t", "\r")) and not _is_number(value) else value
+    return printable(text) if is_seen else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def plain(value: Any) -> Any:
@@ -74,14 +97,13 @@ def plain(value: Any) -> Any:
         value: Nested mappings, lists and scalars.
 
     Returns:
-        The same; numbers that are not finite, and whatever else JSON lacks, as text.
+        The same; numbers that are not finite or huge, as in a run's record, and whatever else JSON lacks, as text.
     """
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    is_known = value is None or type(value) in (bool, int, str) or (type(value) is float and math.isfinite(value))
-    return value if is_known else str(value)
+    return standard_json(value) if value is None or type(value) in (bool, int, float, str) else str(value)
 
 
 def printable(text: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from trainlab.cli.begun_again import Command, command_of, missing_secrets, options_after, parser_of
 from trainlab.cli.output import printable, short
-from trainlab.cli.run_names import readable_run
+from trainlab.cli.run_names import NamedRuns
 from trainlab.cli.then_and_now import changes_since
 from trainlab.runs.contents import RunFiles
 from trainlab.runs.listing import RunInfo
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     own, more = options_after(arguments)
     given = parser().parse_args(own)
     options = dict(given.storage_option)
-    run = readable_run(given.run_name, given.root, options)
+    run = NamedRuns(given.root, options).readable(given.run_name)
     command = _command(run, command_of(run, more))
     differing = missing_secrets(run, more) | changes_since(run, RunFiles(run, options))
     _tell(differing)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trainlab.cli.begun_again import Command, command_of, missing_secrets, options_after, parser_of
-from trainlab.cli.run_names import readable_run
+from trainlab.cli.run_names import NamedRuns
 from trainlab.errors import RunFolderError
 from trainlab.runs.listing import RunInfo
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     own, more = options_after(arguments)
     given = parser().parse_args(own)
     options = dict(given.storage_option)
-    run = readable_run(given.run_name, given.root, options)
+    run = NamedRuns(given.root, options).readable(given.run_name)
     command = _command(run, command_of(run, more))
     lacking = [f"The run had the {name}, which is not given now." for name in missing_secrets(run, more)]
     for note in [*_notes(run), *lacking]:
@@ -59,14 +59,20 @@ def _command(run: RunInfo, command: Command) -> Command:
             f"The run is running: process {run.record.get('pid')} on {run.record.get('host')} holds it. "
             f"Received: {run.path}. Wait until it ends, or stop it."
         )
+    if run.record.get("experiment") is not None:
+        command.environment["TRAINLAB_IGNORE_ENVIRONMENT"] = "1"  # its parameters are those of its last start
     command.environment |= {"TRAINLAB_RUN_DIR": str(run.path), "TRAINLAB_RESUME": "1"}
     return command
 
 
 def _notes(run: RunInfo) -> list[str]:
     notes = []
-    if run.status == "finished":
+    if run.status == "finished" and "batches_trained" in run.record:
         notes.append("This run has finished: there is something to do only if it is told to train for longer.")
+    elif run.status == "finished":
+        notes.append(
+            "This run has finished, by a loop of its own: what it does not keep in a checkpoint, it does all again."
+        )
     if run.status == "running":
         notes.append(
             f"The run's record says that process {run.record.get('pid')} on {run.record.get('host')} works in it, "

@@ -11,6 +11,7 @@ import sys
 import time
 
 from trainlab.cli.facts import Fact
+from trainlab.launch.ports import free_port
 
 __all__ = ["PROBES"]
 
@@ -51,9 +52,7 @@ def _round_trip(name: str, device: str, size: int) -> Fact:
 
 def _ranks(device: str, size: int) -> tuple[list[str], list[int], bool]:
     """Run the processes to their end: what they printed, their exit statuses, and whether the time was up."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks: list[subprocess.Popen[str]] = []
     end, late, outputs = time.monotonic() + _PATIENCE, False, []
     try:

@@ -4,7 +4,8 @@ import argparse
 import gc
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from trainlab.cli import runs_changed, runs_compared, runs_shown
@@ -14,7 +15,8 @@ from trainlab.cli.run_names import RUN, add_root
 from trainlab.cli.runs_table import cells, check_known, sort_runs, write_runs
 from trainlab.cli.subcommands import refuse_unknown
 from trainlab.runs.comparing import flat
-from trainlab.runs.listing import RunInfo, find_runs, is_url
+from trainlab.runs.ending import STATUSES
+from trainlab.runs.listing import RunInfo, each_run, is_url
 from trainlab.runs.where import filter_of
 
 __all__ = ["main", "parser"]
@@ -26,7 +28,7 @@ only the runs of which this is true: "params.lr < 1e-3 and metrics.accuracy > .9
 status, name, path, tags, started, ended, duration (seconds), git.commit, git.dirty, host, seed, error, result,
 stop_reason and batches_trained; < <= > >= == != in, not in, and, or, not. A comparison with what a run does not have
 is false"""
-_STATUSES = ("running", "finished", "failed", "interrupted", "preempted", "crashed", "damaged")
+_STATUSES = (*STATUSES, "crashed", "damaged")
 _IN_CSV = ("path", "name", "status", "started", "ended", "duration", "tags")
 
 
@@ -85,16 +87,8 @@ def _list(given: argparse.Namespace) -> int:
     columns = given.columns
     cells([], columns or [])  # wrong names are told before anything is read
     sort_runs([], given.sort, reverse=False)
-    found = _read_all(given.place, dict(given.storage_option))
-    if given.sort is not None:
-        check_known(found, given.sort)
-    runs = [
-        run
-        for run in found
-        if (not given.status or run.status in given.status)
-        and set(given.tag) <= set(run.tags)
-        and (is_meant is None or is_meant(run))
-    ]
+    with _without_collection():
+        runs, count = _chosen(given, is_meant)
     runs = sort_runs(runs, given.sort, reverse=given.reverse)[: given.limit]
     if given.json:
         write_json([_told(run, columns) for run in runs])
@@ -103,15 +97,34 @@ def _list(given: argparse.Namespace) -> int:
     elif runs:
         write_runs(runs, given.place, columns, shutil.get_terminal_size().columns if sys.stdout.isatty() else None)
     else:
-        write_lines([f"There are no runs in {given.place}." if not found else f"None of {len(found)} runs is meant."])
+        write_lines([f"There are no runs in {given.place}." if not count else f"None of {count} runs is meant."])
     return 0
 
 
-def _read_all(place: str, options: dict[str, Any]) -> list[RunInfo]:
+def _chosen(given: argparse.Namespace, is_meant: Callable[[RunInfo], bool] | None) -> tuple[list[RunInfo], int]:
+    """The runs that are meant, and how many there are."""
+    found: Iterable[RunInfo] = each_run(given.place, dict(given.storage_option) if is_url(given.place) else None)
+    if given.sort is not None:
+        found = list(found)
+        check_known(found, given.sort)
+    count, runs = 0, []
+    for run in found:
+        count += 1
+        if (
+            (not given.status or run.status in given.status)
+            and set(given.tag) <= set(run.tags)
+            and (is_meant is None or is_meant(run))
+        ):
+            runs.append(run)
+    return runs, count
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
     was_enabled = gc.isenabled()
     gc.disable()  # of the many objects of many records none is garbage, and to find that out takes long
     try:
-        return find_runs(place, options if is_url(place) else None)
+        yield
     finally:
         if was_enabled:
             gc.enable()
@@ -131,11 +144,11 @@ def _write_csv(runs: Sequence[RunInfo], columns: Sequence[str] | None) -> None:
         metrics = dict.fromkeys(f"metrics.{name}" for run in runs for name in flat(run.metrics))
         columns = [*_IN_CSV, *params, *metrics]
     rows = cells(runs, columns)
-    write_csv([list(columns), *([_cell(value) for value in row] for row in rows)])
-
-
-def _cell(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+    tags = [index for index, name in enumerate(columns) if name == "tags"]
+    for row in rows:
+        for index in tags:
+            row[index] = " ".join(row[index])
+    write_csv([columns, *rows])
 
 
 def _names(text: str) -> list[str]:

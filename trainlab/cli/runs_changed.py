@@ -1,12 +1,11 @@
 """``trainlab runs tag`` and ``trainlab runs rm``: what changes runs, or ends them."""
 
 import argparse
-import os
 from collections.abc import Sequence
 
 from trainlab.cli.output import write_json, write_lines
 from trainlab.cli.places import is_confirmed, require_terminal
-from trainlab.cli.run_names import RUN, add_root, found_run, readable_run
+from trainlab.cli.run_names import RUN, NamedRuns, add_root
 from trainlab.cli.runs_table import write_runs
 from trainlab.errors import RunFolderError
 from trainlab.runs.contents import RunFiles
@@ -65,6 +64,7 @@ def add_rm(parser: argparse.ArgumentParser, where_help: str) -> None:
     parser.add_argument("run_names", metavar="RUN", nargs="*", help=RUN)
     parser.add_argument("--where", metavar="FILTER", help=where_help)
     parser.add_argument("--elsewhere", action="store_true", help="also runs that are said to run where nobody can see")
+    parser.add_argument("--damaged", action="store_true", help="also folders whose run.json may be another program's")
     parser.add_argument("--dry-run", action="store_true", help="only tell what would be removed")
     parser.add_argument("--yes", action="store_true", help="do not ask")
     add_root(parser)
@@ -75,7 +75,8 @@ def _tag(given: argparse.Namespace) -> int:
     options = dict(given.storage_option)
     add = [checked_tag(word[1:]) for word in given.tags if word[0] == "+"]
     remove = [word[1:] for word in given.tags if word[0] == "-"]
-    runs = [_run_to_tag(name, given, options) for name in given.run_names]
+    named = NamedRuns(given.root, options)
+    runs = [_run_to_tag(name, given, named) for name in given.run_names]
     tags = {str(run.path): change_tags(run, add, remove, options) if given.tags else run.tags for run in runs}
     if given.json:
         write_json(tags)
@@ -84,9 +85,9 @@ def _tag(given: argparse.Namespace) -> int:
     return 0
 
 
-def _run_to_tag(name: str, given: argparse.Namespace, options: dict[str, object]) -> RunInfo:
+def _run_to_tag(name: str, given: argparse.Namespace, named: NamedRuns) -> RunInfo:
     try:
-        return readable_run(name, given.root, options)
+        return named.readable(name)
     except RunFolderError as error:
         if name == given.run_names[0]:
             raise
@@ -102,14 +103,14 @@ def _rm(given: argparse.Namespace) -> int:
     if not runs:
         write_lines([f"There is nothing to remove in {given.root}."])
         return 0
-    write_runs(runs, "" if given.where is None else given.root, ("run", "status", "started", "tags"), None)
+    write_runs(runs, None if given.where is None else given.root, ("run", "status", "started", "tags"), None)
     if given.dry_run or not (given.yes or is_confirmed(f"Remove {len(runs)} of them for ever?")):
         return 0
     failed = 0
     for run in runs:
         elsewhere = RunFiles(run, options).checkpoints_elsewhere
         try:
-            remove_run(run, options, elsewhere=given.elsewhere)
+            remove_run(run, options, elsewhere=given.elsewhere, damaged=given.damaged)
         except (OSError, RunFolderError) as error:
             failed += 1
             write_lines([f"Not removed: {error}"])
@@ -122,15 +123,19 @@ def _rm(given: argparse.Namespace) -> int:
 
 def _chosen(given: argparse.Namespace, options: dict[str, object]) -> list[RunInfo]:
     if given.where is None:
-        runs = [found_run(name, given.root, options) for name in given.run_names]
+        named = NamedRuns(given.root, options)
+        runs = [named.found(name) for name in given.run_names]
         return list({str(run.path): run for run in runs}.values())
     is_meant = filter_of(given.where)
     found = find_runs(given.root, options if is_url(given.root) else None)
     runs = sorted((run for run in found if is_meant(run)), key=lambda run: str(run.path))
     # One inside of another that goes is gone with it.
-    inside = {str(run.path) for run in runs}
-    return [run for run in runs if not any(_is_below(str(run.path), path) for path in inside)]
+    paths = {str(run.path) for run in runs}
+    return [run for run in runs if not _is_inside(str(run.path), paths)]
 
 
-def _is_below(path: str, above: str) -> bool:
-    return path != above and os.path.dirname(path) != path and path.startswith(f"{above}/")
+def _is_inside(path: str, others: set[str]) -> bool:
+    while path := path.rpartition("/")[0]:
+        if path in others:
+            return True
+    return False

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainlab.cli.output import short, write_csv, write_json, write_lines, write_table
-from trainlab.cli.run_names import RUN, add_root, readable_run
+from trainlab.cli.run_names import RUN, NamedRuns, add_root
 from trainlab.errors import InvalidValueError, MissingDependencyError
-from trainlab.runs.comparing import PACKAGES, differences, facts, packages_of, series
+from trainlab.runs.comparing import differences, facts, packages_of, series
 from trainlab.runs.contents import RunFiles
+from trainlab.runs.names import PACKAGES
 
 __all__ = ["add_compare"]
 
@@ -46,12 +47,18 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
 def _compare(given: argparse.Namespace) -> int:
     if len(given.run_names) < 2:
         given.parser.error("two runs or more are compared")
+    if given.csv and given.metric:
+        given.parser.error("--csv has no place for how a metric went: pass --json")
     options = dict(given.storage_option)
-    runs = [readable_run(name, given.root, options) for name in given.run_names]
+    named = NamedRuns(given.root, options)
+    runs = [named.readable(name) for name in given.run_names]
     files = [RunFiles(run, options) for run in runs]
     names = _short_names([str(run.path) for run in runs])
     apart = differences(
-        [facts(run, packages_of(of_run.read(PACKAGES).decode())) for run, of_run in zip(runs, files, strict=True)]
+        [
+            facts(run, packages_of(of_run.read(PACKAGES).decode(errors="replace")))
+            for run, of_run in zip(runs, files, strict=True)
+        ]
     )
     went: list[_Series] = []
     if given.metric or given.plot:

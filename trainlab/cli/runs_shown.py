@@ -6,15 +6,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainlab.cli.output import duration_text, local_time, short, size_text, write_json, write_lines, write_table
-from trainlab.cli.run_names import readable_run
+from trainlab.cli.run_names import NamedRuns
 from trainlab.runs.comparing import flat
 from trainlab.runs.contents import RunFiles
 from trainlab.runs.listing import RunInfo
+from trainlab.runs.names import PATCH
 
 __all__ = ["show"]
 
 _MOST_FILES = 40
-_PATCH = "changes.patch"
 
 
 def show(given: argparse.Namespace) -> int:
@@ -27,7 +27,7 @@ def show(given: argparse.Namespace) -> int:
         The exit status.
     """
     options = dict(given.storage_option)
-    run = readable_run(given.run_name, given.root, options)
+    run = NamedRuns(given.root, options).readable(given.run_name)
     files = RunFiles(run, options)
     sizes, checkpoints = files.sizes(), files.checkpoints()
     if given.json:
@@ -43,8 +43,8 @@ def show(given: argparse.Namespace) -> int:
     where = f" in {files.checkpoints_elsewhere}" if files.checkpoints_elsewhere else ""
     _section(f"checkpoints{where}", [(name, size_text(size)) for name, size in checkpoints.items()])
     _section("files", _file_rows(sizes))
-    if _PATCH in sizes:
-        write_lines([f"What the program differed in from its commit is in {run.path}/{_PATCH}."])
+    if PATCH in sizes:
+        write_lines([f"What the program differed in from its commit is in {run.path}/{PATCH}."])
     return 0
 
 
@@ -68,7 +68,7 @@ def _told(run: RunInfo, sizes: Mapping[str, int], checkpoints: Mapping[str, int]
 def _head(run: RunInfo) -> list[tuple[str, str]]:
     record = run.record
     git = record.get("git") or {}
-    commit = f"{git.get('commit')}{', with changes' if git.get('dirty') else ''}" if git else ""
+    commit = f"{git.get('commit') or git.get('problem')}{', with changes' if git.get('dirty') else ''}" if git else ""
     experiment = record.get("experiment") or {}
     reason = str(record.get("stop_reason") or "")
     command = record.get("argv") or record.get("command") or []

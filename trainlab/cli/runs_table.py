@@ -1,17 +1,15 @@
 """A table of runs: which columns it has, in what order its rows are, and what of it fits on a screen."""
 
-import difflib
 import math
-import os
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from trainlab.cli.output import duration_text, local_time, printable, short, write_lines, write_table
-from trainlab.errors import InvalidValueError
+from trainlab.errors import InvalidValueError, did_you_mean
 from trainlab.runs.comparing import flat
-from trainlab.runs.listing import RunInfo, is_url
-from trainlab.runs.where import value_of
+from trainlab.runs.listing import RunInfo, as_path, is_url
+from trainlab.runs.where import MOMENTS, moment, value_of
 
 __all__ = ["cells", "check_known", "default_columns", "heading", "shown_paths", "sort_runs", "write_runs"]
 
@@ -36,10 +34,14 @@ def sort_runs(runs: list[RunInfo], key: str | None, *, reverse: bool) -> list[Ru
         InvalidValueError: No run has such a name.
     """
     value = value_of(key or "started")
+    is_moment = key is None or key in MOMENTS
     known: list[tuple[Any, RunInfo]] = []
     unknown: list[tuple[Any, RunInfo]] = []
     for run in runs:
         found = value(run)
+        if is_moment:
+            at = moment(found)
+            found = None if at is None else at.timestamp()
         is_known = found is not None and not (isinstance(found, float) and math.isnan(found))
         (known if is_known else unknown).append((_comparable(found), run))
     known.sort(key=lambda pair: pair[0], reverse=reverse != (key is None))
@@ -61,10 +63,9 @@ def check_known(runs: Sequence[RunInfo], key: str) -> None:
     if top not in ("params", "metrics") or not below or not runs or any(value(run) is not None for run in runs):
         return
     known = sorted({name for run in runs for name in flat(getattr(run, top))})
-    near = difflib.get_close_matches(below, known, n=1)
     there = ", ".join(f"{top}.{name}" for name in known[:20])
-    meant = f"Did you mean {top}.{near[0]}?" if near else f"There are: {there or 'none'}."
-    raise InvalidValueError(f"None of {len(runs)} runs has {key!r}. {meant}")
+    meant = did_you_mean(below, known) or f" There are: {there or 'none'}."
+    raise InvalidValueError(f"None of {len(runs)} runs has {key!r}.{meant}")
 
 
 def _comparable(value: Any) -> tuple[int, Any]:
@@ -74,7 +75,7 @@ def _comparable(value: Any) -> tuple[int, Any]:
 
 
 def default_columns(runs: Sequence[RunInfo]) -> list[str]:
-    """Choose what a table of runs shows: what they are, their metrics, and the parameters that differ.
+    """Choose what a table of runs shows: what they are, their metrics, and the parameters in which they differ.
 
     Args:
         runs: The runs.
@@ -83,17 +84,22 @@ def default_columns(runs: Sequence[RunInfo]) -> list[str]:
         The columns' names.
     """
     metrics: Counter[str] = Counter()
+    params: Counter[str] = Counter()
     first: dict[str, Any] = {}
-    several: dict[str, None] = {}
+    several: set[str] = set()
     tagged = False
     for run in runs:
         metrics.update(list(flat(run.metrics)))
         tagged = tagged or bool(run.tags)
-        for name, value in flat(run.params).items():
+        of_run = flat(run.params)
+        params.update(list(of_run))
+        for name, value in of_run.items():
             if name not in several and first.setdefault(name, value) != value:
-                several[name] = None
+                several.add(name)
+    with_params = sum(1 for run in runs if run.params)
     named = [f"metrics.{name}" for name, _ in metrics.most_common()]
     named += [f"params.{name}" for name in first if name in several]
+    named += [f"params.{name}" for name in first if name not in several and params[name] < with_params]
     return [*_FIXED, *(["tags"] if tagged else []), *named[:_MOST_NAMES]]
 
 
@@ -114,12 +120,12 @@ def cells(runs: Sequence[RunInfo], columns: Sequence[str]) -> list[list[Any]]:
     return [[value(run) for value in values] for run in runs]
 
 
-def write_runs(runs: Sequence[RunInfo], place: str, columns: Sequence[str] | None, width: int | None) -> None:
+def write_runs(runs: Sequence[RunInfo], place: str | None, columns: Sequence[str] | None, width: int | None) -> None:
     """Write a table of runs.
 
     Args:
         runs: The runs, one a row.
-        place: Where they were looked for; paths are shown from there on.
+        place: Where they were looked for; paths are shown from there on. None: whole ones.
         columns: Which columns it has. Default None: those of ``default_columns`` that fit.
         width: How wide it may be; None: as wide as it gets.
 
@@ -128,7 +134,7 @@ def write_runs(runs: Sequence[RunInfo], place: str, columns: Sequence[str] | Non
     """
     chosen = list(columns or default_columns(runs))
     rows = [heading(chosen)]
-    paths = shown_paths(runs, place)
+    paths = [str(run.path) for run in runs] if place is None else shown_paths(runs, place)
     for path, values in zip(paths, cells(runs, chosen), strict=True):
         rows.append([path if name == "run" else _text(name, value) for name, value in zip(chosen, values, strict=True)])
     fitting = len(chosen) if columns is not None else _fitting(rows, width)
@@ -160,7 +166,7 @@ def shown_paths(runs: Sequence[RunInfo], place: str) -> list[str]:
     Returns:
         Their paths from there on.
     """
-    above = place.rstrip("/") if is_url(place) else os.path.abspath(os.path.expanduser(place))
+    above = place.rstrip("/") if is_url(place) else as_path(place)
     paths = [str(run.path) for run in runs]
     return [path[len(above) + 1 :] if path.startswith(f"{above}/") else path for path in paths]
 

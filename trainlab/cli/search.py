@@ -6,14 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from trainlab.cli.begun_again import options_after
 from trainlab.errors import InvalidValueError
 
 if TYPE_CHECKING:
     from trainlab.experiments.definition import Experiment
+    from trainlab.experiments.parameters import Parameter
     from trainlab.experiments.search_space import Search
     from trainlab.schedule import TrainUnit
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 _USAGE = "trainlab search FILE[:EXPERIMENT] --metric NAME --trials N [OPTIONS] [-- THE EXPERIMENT'S OPTIONS]"
 _DESCRIPTION = """\
@@ -25,7 +27,6 @@ _EPILOG = """\
 The exit status is 0 if the search came to its end, 2 for a wrong command line or if all trials failed."""
 _STORAGE = "TRAINLAB_STORAGE"
 _RANGE = re.compile(r"(log:)?([^:,]+):([^:,]+)(?::([^:,]+))?")
-_PLAIN = {"true": True, "false": False, "none": None, "null": None}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,15 +38,14 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status.
     """
-    words = list(arguments)
-    own, rest = (words[: words.index("--")], words[words.index("--") + 1 :]) if "--" in words else (words, [])
-    options = vars(_parser().parse_args(own))
+    own, rest = options_after(arguments)
+    options = vars(parser().parse_args(own))
     from trainlab.experiments.loading import load_experiment
     from trainlab.sweeps.searching import search
 
     experiment = load_experiment(options.pop("place"))
     given = {name: value for name, value in options.items() if value is not None}
-    space = dict(_searched(text) for text in given.pop("search", []))
+    space = _space(experiment, given.pop("search", []))
     if "max_length" in given:
         given["max_length"] = _length(given["max_length"])
     if "storage" not in given and os.environ.get(_STORAGE):
@@ -54,8 +54,13 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def parser() -> argparse.ArgumentParser:
+    """Make the parser of the search's own options.
+
+    Returns:
+        The parser.
+    """
+    made = argparse.ArgumentParser(
         prog="trainlab search",
         usage=_USAGE,
         description=_DESCRIPTION,
@@ -63,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add = parser.add_argument
+    add = made.add_argument
     add("place", metavar="FILE[:EXPERIMENT]", help="the script, or package.module:experiment")
     add("--metric", required=True, metavar="NAME", help="the metric that is to be best")
     add("--trials", required=True, type=int, metavar="N", help="how many runs, by all searchers together")
@@ -82,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-crashes", type=int, metavar="N", help="how often a trial whose process is killed is repeated (3)")
     add("--grace", type=float, metavar="SECONDS", help="what trials have to end after Ctrl-C (60)")
     add("--progress", action=argparse.BooleanOptionalAction, help="show a table, or lines (yes)")
-    return parser
+    return made
 
 
 def _fixed(experiment: "Experiment", words: Sequence[str]) -> dict[str, Any]:
@@ -101,24 +106,47 @@ def _fixed(experiment: "Experiment", words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _searched(text: str) -> "tuple[str, Search]":
+def _space(experiment: "Experiment", texts: Sequence[str]) -> "dict[str, Search]":
+    """What ``--search`` says of each parameter; whether there is such a one the search finds out."""
+    known = {parameter.name: parameter for parameter in experiment.parameters}
+    found: dict[str, Search] = {}
+    for text in texts:
+        name, equals, space = text.partition("=")
+        if not name or not equals or not space:
+            raise InvalidValueError(f"--search takes NAME=LOW:HIGH or NAME=A,B,C. Received: {text!r}.")
+        if name in found:
+            raise InvalidValueError(f"--search is given twice for {name}. Received: {text!r} too. Take one out.")
+        found[name] = _searched(known.get(name), space)
+    return found
+
+
+def _searched(parameter: "Parameter | None", space: str) -> "Search":
     from trainlab.experiments.search_space import Search
 
-    name, equals, space = text.partition("=")
-    if not name or not equals or not space:
-        raise InvalidValueError(f"--search takes NAME=LOW:HIGH or NAME=A,B,C. Received: {text!r}.")
     found = _RANGE.fullmatch(space)
     if found is None:
-        return name, Search(choices=tuple(_value(word) for word in space.split(",")))
-    low, high, step = (None if word is None else _value(word) for word in found.groups()[1:])
-    return name, Search(low, high, log=found[1] is not None, step=step)
+        return Search(choices=tuple(_choice(parameter, word.strip()) for word in space.split(",")))
+    low, high, step = (None if word is None else _number(word) for word in found.groups()[1:])
+    return Search(low, high, log=found[1] is not None, step=step)
 
 
-def _value(word: str) -> Any:
-    """A word as the number, the truth value or the text that it is."""
-    word = word.strip()
-    if word.lower() in _PLAIN:
-        return _PLAIN[word.lower()]
+def _choice(parameter: "Parameter | None", word: str) -> Any:
+    """A word as what it is after the parameter's own option; what is none of its values the search refuses."""
+    from pydantic import ValidationError
+
+    from trainlab.experiments.given import Given, Rank
+
+    if parameter is None:
+        return word
+    value = word if parameter.is_flag else Given([word], Rank.COMMAND_LINE, "", "").value_for(parameter)
+    try:
+        return parameter.adapter.validate_python(value)
+    except ValidationError:
+        return value
+
+
+def _number(word: str) -> Any:
+    """A word as the number that it is; else as it is, which the search refuses."""
     for kind in (int, float):
         try:
             return kind(word)

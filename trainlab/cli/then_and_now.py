@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from trainlab.runs.comparing import PACKAGES, packages_of
+from trainlab.runs.comparing import packages_of
 from trainlab.runs.contents import RunFiles
 from trainlab.runs.listing import RunInfo
-from trainlab.runs.program_code import CODE, read_checksums, sha256_of
-from trainlab.runs.surroundings import PATCH, describe_devices, list_packages, record_changes
+from trainlab.runs.names import CODE, PACKAGES, PATCH
+from trainlab.runs.program_code import read_checksums, sha256_of
+from trainlab.runs.surroundings import describe_devices, list_packages, record_changes
 
 __all__ = ["changes_since"]
 
@@ -45,17 +46,17 @@ def changes_since(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
 def _of_git(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
     git = run.record.get("git")
     code = _folder_of_code(run)
-    if not isinstance(git, Mapping) or not code.is_dir():
+    if not isinstance(git, Mapping) or git.get("commit") is None or not code.is_dir():
         return {}
     with tempfile.TemporaryDirectory() as folder:
         now = record_changes(code, Path(folder))
         patch = Path(folder) / PATCH
         patch_now = patch.read_bytes() if patch.exists() else b""
-    if now is None:
+    if now is None or now["commit"] is None:
         return {"commit": (str(git.get("commit")), _NONE)}
     found = {"commit": (str(git.get("commit")), str(now["commit"]))}
     patch_then = files.read(PATCH)
-    if patch_then != patch_now or bool(git.get("dirty")) != now["dirty"]:
+    if patch_then != patch_now or git["dirty"] != now["dirty"]:
         found["changes that are not committed"] = (_told_patch(patch_then, git), _told_patch(patch_now, now))
         if found["changes that are not committed"][0] == found["changes that are not committed"][1]:
             found["changes that are not committed"] = ("others", _told_patch(patch_now, now))
@@ -66,7 +67,7 @@ def _of_files(run: RunInfo, files: RunFiles) -> dict[str, tuple[str, str]]:
     """The files that the run's code was loaded from, which git need not know."""
     code = _folder_of_code(run)
     found = {}
-    for file, then in read_checksums(files.read(CODE).decode(errors="replace")).items():
+    for file, then in read_checksums(files.read(CODE).decode(errors="surrogateescape")).items():
         now = sha256_of(Path(file)) or _NONE
         found[f"content of {os.path.relpath(file, code)}"] = (then[:_SHOWN], now[:_SHOWN])
     return found

@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import random
 import re
 import secrets
 import shutil
@@ -10,7 +9,7 @@ import socket
 import string
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -20,16 +19,21 @@ from trainlab.launch.call import Call
 from trainlab.launch.job import NOTES, JobHandle, JobRecord
 from trainlab.launch.job_task import RankTask
 from trainlab.launch.platform import Platform
+from trainlab.launch.ports import free_port
 from trainlab.launch.slurm_options import local_parameters, python_after, slurm_parameters, tasks_per_node
-from trainlab.launch.slurm_queue import LocalProcess, Source
+from trainlab.launch.slurm_queue import LocalProcess, SlurmQueue, Source, jobs_of
 from trainlab.launch.worker import environment
 
 if TYPE_CHECKING:
     from submitit.core.core import Executor, Job
 
-__all__ = ["submit", "submit_array"]
+__all__ = ["find_lost", "submit", "submit_array"]
 
 T = TypeVar("T")
+# In a job's folder, that of submitit's files.
+_FILES = "slurm"
+# How submitit calls what it has not given to a job yet: a call, and a batch script.
+_CALL, _SCRIPT = re.compile(r"[0-9a-f]{32}\.pkl"), ".submission_file_*.sh"
 # In effect no limit: max_requeues is watched by the task itself.
 _ALWAYS = 10**6
 # What tells the submitting process its own place in a job, and its run's; the new job is another one.
@@ -56,7 +60,7 @@ def submit(call: Call[T], platform: Platform) -> JobHandle[T]:
         LaunchError: SLURM refuses the job, or there is none here.
     """
     folder = _new_folder(call.name, platform)
-    return _submitted([call], [folder], folder / "slurm", platform)[0]
+    return _submitted([call], [folder], folder / _FILES, platform)[0]
 
 
 def submit_array(calls: Sequence[Call[T]], platform: Platform) -> list[JobHandle[T]]:
@@ -77,7 +81,36 @@ def submit_array(calls: Sequence[Call[T]], platform: Platform) -> list[JobHandle
     if not calls:
         raise InvalidValueError("An array has at least one job. Received: none.")
     folder = _new_folder(calls[0].name, platform)
-    return _submitted(calls, [folder / str(index) for index in range(len(calls))], folder / "slurm", platform)
+    return _submitted(calls, [folder / str(index) for index in range(len(calls))], folder / _FILES, platform)
+
+
+def find_lost(folder: Path, platform: Platform, name: str) -> None:
+    """Find the jobs of an array whose submitter was killed before it had noted them.
+
+    Those that have what they are to call get their records. The others would wait for it in vain, and are cancelled.
+
+    Args:
+        folder: the array's; whoever calls this has made sure that nobody submits it now.
+        platform: SLURM's.
+        name: the jobs'.
+
+    Raises:
+        LaunchError: SLURM does not answer.
+    """
+    files = folder / _FILES
+    scripts = {path.name for path in files.glob(_SCRIPT)}
+    ranks = platform.node_range[1] * tasks_per_node(platform)
+    for job_id in jobs_of(scripts) if scripts else ():
+        record = JobRecord(
+            job_id, name, "slurm", ranks, folder / (job_id.partition("_")[2] or "0"), files, socket.gethostname()
+        )
+        if not any((files / f"{job_id}_{what}").exists() for what in ("submitted.pkl", NOTES, "0_result.pkl")):
+            SlurmQueue(job_id).cancel()
+        elif not record.path.exists():
+            record.write()
+    for path in files.glob("*.pkl"):
+        if _CALL.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def _submitted(
@@ -86,6 +119,9 @@ def _submitted(
     is_new = not files.parent.exists()
     executor = _executor(files, platform, platform.name or calls[0].name)
     tasks = [_task(call, platform, folder) for call, folder in zip(calls, folders, strict=True)]
+    # For this user alone: among the arguments, and in what is said of errors, there may be secrets.
+    files.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.chmod(0o700)
     try:
         with _own_environment():
             jobs = executor.submit_array(tasks)
@@ -93,6 +129,9 @@ def _submitted(
         if is_new:
             shutil.rmtree(files.parent, ignore_errors=True)
         raise LaunchError(f"The job is refused: {_words(error)}") from error
+    for job in jobs:
+        with suppress(FileNotFoundError):  # the job may have ended, and removed it
+            job.paths.submitted_pickle.chmod(0o600)
     return [_handle(job, call, folder, files, platform) for job, call, folder in zip(jobs, calls, folders, strict=True)]
 
 
@@ -170,7 +209,7 @@ def _task(call: Call[Any], platform: Platform, folder: Path) -> RankTask:
             f"{call.name} cannot be sent to a job: {type(error).__name__}: {error}. Pass what can be pickled, and open "
             "files, locks and connections inside the function."
         ) from error
-    port = _free_port() if platform.executor == "local" else None
+    port = free_port() if platform.executor == "local" else None
     launch_id = f"{platform.executor}-{secrets.token_hex(4)}"
     return RankTask(content, platform, folder, path, launch_id, port, os.environ.get("CUDA_VISIBLE_DEVICES"))
 
@@ -191,18 +230,6 @@ def _new_folder(name: str, platform: Platform) -> Path:
                 f"which is {before.state}. Cancel it, or pass another folder."
             )
     return folder
-
-
-def _free_port() -> int:
-    """A port below those that systems hand out to clients; another process may still take it first."""
-    while True:
-        port = random.SystemRandom().randrange(20000, 30000)
-        with socket.socket() as one:
-            try:
-                one.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        return port
 
 
 @contextmanager

@@ -4,11 +4,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainlab.runs.listing import SERIES, Read, RunInfo, number
+from trainlab.runs.listing import Read, RunInfo, number
+from trainlab.runs.names import SERIES
 
-__all__ = ["PACKAGES", "differences", "facts", "flat", "packages_of", "series"]
+__all__ = ["differences", "facts", "flat", "packages_of", "series"]
 
-PACKAGES = "packages.txt"
 _MISSING = object()
 
 
@@ -103,10 +103,10 @@ def series(read: Read, names: set[str] | None = None) -> dict[str, list[tuple[in
         try:
             record = json.loads(line)
             group = "train" if record["kind"] == "training" else record["kind"]
-            batch, metrics = record["batch"], record["metrics"]
-        except (ValueError, KeyError, TypeError):
-            continue  # of a line that is being written, or that a killed process did not finish
-        for name, value in metrics.items():
+            batch, metrics = record["batch"], record["metrics"].items()
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            continue  # a line that is being written, that a killed process did not finish, or that is none of ours
+        for name, value in metrics:
             value = number(value)
             if isinstance(value, int | float) and (names is None or f"{group}/{name}" in names):
                 found.setdefault(f"{group}/{name}", []).append((batch, float(value)))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.errors import RunFolderError
-from trainlab.runs.remote_folder import LOCK
+from trainlab.runs.names import LOCK
 
 __all__ = ["FolderLock", "lock_or_holder", "now", "take_lock", "unusable"]
 
@@ -129,13 +129,14 @@ def _lock(descriptor: int) -> None:
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def unusable(path: Path, done: str, error: OSError) -> RunFolderError:
+def unusable(path: Path, done: str, error: OSError, argument: str = "run_dir") -> RunFolderError:
     """The error of a file or folder that cannot be used.
 
     Args:
         path: It.
         done: What cannot be done with it, such as "opened".
         error: Why.
+        argument: Which one names the place.
 
     Returns:
         The error, to be raised.
@@ -143,7 +144,7 @@ def unusable(path: Path, done: str, error: OSError) -> RunFolderError:
     reason = error.strerror or str(error)
     if isinstance(error, (FileExistsError, NotADirectoryError)):
         reason = "a file is in its place"
-    return RunFolderError(f"{path} cannot be {done}: {reason}. Choose another run_dir, or make this place writable.")
+    return RunFolderError(f"{path} cannot be {done}: {reason}. Choose another {argument}, or make this place writable.")
 
 
 def now() -> str:

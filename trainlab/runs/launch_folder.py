@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.runs.folder_lock import FolderLock, lock_or_holder, take_lock, unusable
-from trainlab.runs.remote_folder import RECORD
+from trainlab.runs.names import RECORD
 from trainlab.runs.run_record import read_record
 from trainlab.runs.yaml_text import mask_command
 

@@ -14,27 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from trainlab.errors import RunFolderError
-from trainlab.runs.remote_folder import LOCK, RECORD
+from trainlab.runs.ending import STATUSES
+from trainlab.runs.names import LOCK, PARAMS, RECORD, SERIES, TAGS
 
 __all__ = [
-    "PARAMS",
-    "SERIES",
-    "TAGS",
     "Read",
     "RunInfo",
+    "as_path",
     "described",
+    "each_run",
     "find_runs",
     "is_held",
     "is_url",
     "number",
     "read_run",
+    "read_unlocked",
     "run_folders",
     "tags_in",
+    "value_at",
 ]
 
-TAGS = "tags.json"
-PARAMS = "params.yaml"
-SERIES = "metrics.jsonl"
 # In a run's folder, the runs that were begun by `trainlab.init` inside it.
 _INNER = "runs"
 _URL = re.compile(r"(?!file://|local://)[A-Za-z][A-Za-z0-9+.:-]*://")
@@ -44,6 +43,11 @@ _TAIL_BYTES, _LONGEST_TAIL = 2**15, 2**24
 # What is shorter is read at once.
 _PIECE_BYTES = 2**16
 _VALIDATION = b'{"kind": "validation"'
+# What is nested deeper is not read: whoever shows it would come to the end of Python's stack.
+_DEEPEST = 100
+# What a run's record holds, where it holds it at all.
+_KINDS: dict[str, type] = {"git": dict, "versions": dict, "experiment": dict, "started": str, "ended": str}
+_KINDS_OF_EXPERIMENT: dict[str, type] = {"path": str, "module": str, "file": str, "qualname": str, "options": dict}
 
 # Reads a file of a run's folder by its name: all of it, or if it is not negative at most so many bytes of its end.
 Read = Callable[[str, int], bytes]
@@ -103,12 +107,31 @@ def find_runs(place: str | os.PathLike[str], storage_options: Mapping[str, Any] 
         RunFolderError: There is no such folder.
         OSError: The place cannot be read.
     """
+    return list(each_run(place, storage_options))
+
+
+def each_run(place: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> Iterator[RunInfo]:
+    """Read all runs below a place one by one, so that those that are not meant need not all be held.
+
+    Args:
+        place: As for ``find_runs``.
+        storage_options: As for ``find_runs``.
+
+    Yields:
+        The runs, as ``find_runs`` returns them.
+
+    Raises:
+        RunFolderError: There is no such folder.
+        OSError: The place cannot be read.
+    """
     if is_url(place):
         from trainlab.runs.remote_listing import find_remote_runs
 
-        return find_remote_runs(os.fspath(place), storage_options)
+        yield from find_remote_runs(os.fspath(place), storage_options)
+        return
     host = socket.gethostname()
-    return [_read_local(folder, names, host) for folder, names in _local_folders(place)]
+    for folder, names in _local_folders(place):
+        yield _read_local(folder, names, host)
 
 
 def read_run(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> RunInfo | None:
@@ -125,12 +148,31 @@ def read_run(path: str | os.PathLike[str], storage_options: Mapping[str, Any] | 
         from trainlab.runs.remote_listing import read_remote_run
 
         return read_remote_run(os.fspath(path), storage_options)
-    folder = _as_path(path)
+    folder = as_path(path)
     try:
         names = set(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return None
     return _read_local(folder, names, socket.gethostname()) if RECORD in names else None
+
+
+def read_unlocked(folder: str | os.PathLike[str]) -> RunInfo | None:
+    """Read a run that may be about to take its folder's lock, which is not touched.
+
+    Args:
+        folder: Its folder.
+
+    Returns:
+        The run, as it says of itself; None if there is none.
+    """
+    path = os.fspath(folder)
+    try:
+        names = set(os.listdir(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if RECORD not in names:
+        return None
+    return described(Path(path), names, lambda name, tail: _content(f"{path}/{name}", tail), lambda _: True)
 
 
 def run_folders(place: str | os.PathLike[str], storage_options: Mapping[str, Any] | None = None) -> list[str]:
@@ -165,6 +207,26 @@ def is_url(place: str | os.PathLike[str]) -> bool:
     return _URL.match(os.fspath(place)) is not None
 
 
+def as_path(place: str | os.PathLike[str]) -> str:
+    """Give a folder of this machine as what is in it is called.
+
+    Args:
+        place: A path, which may begin with ``~``, or a URL with ``file://``.
+
+    Returns:
+        Its absolute path.
+
+    Raises:
+        RunFolderError: The text is empty.
+    """
+    text = os.fspath(place)
+    protocol, separator, rest = text.partition("://")
+    path = rest if separator and protocol in ("file", "local") else text
+    if not path:
+        raise RunFolderError(f"An empty text names no folder. Received: {text!r}. For the current folder pass '.'.")
+    return os.path.abspath(os.path.expanduser(path))
+
+
 def is_held(folder: str | os.PathLike[str]) -> bool:
     """Tell whether a live process of this machine holds a run's folder; nothing is made or changed.
 
@@ -193,7 +255,7 @@ def is_held(folder: str | os.PathLike[str]) -> bool:
 
 def _local_folders(place: str | os.PathLike[str]) -> Iterator[tuple[str, Collection[str]]]:
     """The runs' folders below a folder, each with the names in it."""
-    top = _as_path(place)
+    top = as_path(place)
     if not os.path.isdir(top):
         raise RunFolderError(f"There is no such folder. Received: {top}. Pass the folder that the runs are in.")
     above = [top]
@@ -212,7 +274,7 @@ def _local_folders(place: str | os.PathLike[str]) -> Iterator[tuple[str, Collect
         names = {entry.name for entry in found}
         if RECORD in names:
             yield folder, names
-            inner = [entry for entry in found if entry.name == _INNER]
+            inner = [entry for entry in found if entry.name == _INNER] if _INNER in names else []
         else:
             inner = [entry for entry in found if not entry.name.startswith(".")]
         above += [entry.path for entry in inner if entry.is_dir(follow_symlinks=False)]
@@ -291,7 +353,34 @@ def _record(data: bytes) -> dict[str, Any]:
     starts = record.get("starts", []) if isinstance(record, dict) else None
     if not isinstance(starts, list) or not all(isinstance(start, dict) for start in starts):
         raise ValueError(f"{RECORD} does not hold what a run's record holds")
+    if record.get("status") not in STATUSES or not (starts or "started" in record):
+        raise ValueError(f"{RECORD} is no run's record of trainlab")
+    if data.count(b"{") + data.count(b"[") > _DEEPEST and _is_deep(record):
+        raise ValueError(f"{RECORD} is nested too deeply")
+    for part in (record, *starts):
+        _check_kinds(part, _KINDS)
+    if experiment := record.get("experiment"):
+        _check_kinds(experiment, _KINDS_OF_EXPERIMENT)
+        if not all(isinstance(words, list) for words in (experiment.get("options") or {}).values()):
+            raise ValueError(f"{RECORD} does not hold lists as options of its experiment")
     return record  # type: ignore[no-any-return]  # it is a dict: only then is there a list
+
+
+def _check_kinds(values: Mapping[str, Any], kinds: Mapping[str, type]) -> None:
+    for name, kind in kinds.items():
+        value = values.get(name)
+        if value is not None and type(value) is not kind:  # as JSON is read, there are no others that derive from it
+            raise ValueError(f"{RECORD} does not hold what a run's record holds as {name!r}")
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(_DEEPEST):
+        inner = [one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list)]
+        level = [one for values in inner for one in values]
+        if not level:
+            return False
+    return True
 
 
 def _params(record: Mapping[str, Any], names: Collection[str], read: Read) -> Mapping[str, Any]:
@@ -326,9 +415,10 @@ def _last_validation(read: Read) -> dict[str, Any]:
         at = len(data)
         while (at := data.rfind(_VALIDATION, 0, at)) >= 0:
             # A line that a killed process did not finish, or that is none of ours.
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 metrics = json.loads(data[at:].partition(b"\n")[0])["metrics"]
-                return {name: number(value) for name, value in metrics.items()}
+                if not _is_deep(metrics):
+                    return {name: number(value) for name, value in metrics.items()}
         if len(data) < tail or tail >= _LONGEST_TAIL:
             return {}
         tail *= 8
@@ -346,22 +436,23 @@ def number(value: Any) -> Any:
     return _NOT_FINITE.get(value, value) if isinstance(value, str) else value
 
 
-def value_at(values: Any, name: str) -> Any:
+def value_at(values: Any, name: str, default: Any = None) -> Any:
     """A parameter's value in nested ones.
 
     Args:
         values: They.
         name: Such as "optimizer.lr".
+        default: What to give where there is none. Default None.
 
     Returns:
-        The value; None if there is none.
+        The value.
     """
     if not isinstance(values, Mapping):
-        return None
+        return default
     if name in values:
         return values[name]
     above, _, rest = name.partition(".")
-    return value_at(values.get(above), rest) if rest else None
+    return value_at(values.get(above), rest, default) if rest else default
 
 
 def tags_in(data: bytes) -> tuple[str, ...]:
@@ -378,7 +469,7 @@ def tags_in(data: bytes) -> tuple[str, ...]:
     """
     try:
         tags = json.loads(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{TAGS} is no JSON: {error}") from None
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):
         raise ValueError(f"{TAGS} is no list of texts")
@@ -392,9 +483,3 @@ def _span(start: Mapping[str, Any], *, is_running: bool) -> float | None:
         return (ended - begun).total_seconds()
     except (KeyError, TypeError, ValueError):
         return None
-
-
-def _as_path(place: str | os.PathLike[str]) -> str:
-    text = os.fspath(place)
-    protocol, separator, rest = text.partition("://")
-    return os.path.abspath(os.path.expanduser(rest if separator and protocol in ("file", "local") else text))

@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from trainlab.errors import InvalidValueError, RunFolderError
+from trainlab.runs.names import LOCK, RECORD
 from trainlab.storage import Store, open_store, reached
+from trainlab.storage.cache import cache_folder
 
-__all__ = ["LOCK", "RECORD", "RemoteFolder", "given_place", "warn_of_another_writer"]
+__all__ = ["RemoteFolder", "given_place", "warn_of_another_writer"]
 
 logger = logging.getLogger("trainlab.runs")
 
-LOCK = "lock"
-RECORD = "run.json"
 # Checkpoints go to the store by themselves, and the lock holds a folder of this machine.
 _NOT_COPIED = (LOCK, "checkpoints")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]*://")
@@ -244,8 +244,7 @@ def _make_working_folder(url: str) -> Path:
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", url.rstrip("/").rpartition("/")[2])[:40]
     leaf = f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     try:
-        cache = Path(os.environ.get("TRAINLAB_CACHE") or "~/.cache/trainlab").expanduser()
-        path = Path(os.path.abspath(cache)) / "runs" / leaf
+        path = cache_folder() / "runs" / leaf
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
     except (OSError, RuntimeError) as error:
         raise RunFolderError(

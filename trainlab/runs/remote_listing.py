@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trainlab.errors import RunFolderError
-from trainlab.runs.listing import PARAMS, SERIES, TAGS, RunInfo, described
-from trainlab.runs.remote_folder import RECORD
+from trainlab.runs.listing import RunInfo, described
+from trainlab.runs.names import PARAMS, RECORD, SERIES, TAGS
 from trainlab.storage.connection import Connection
 
 __all__ = ["find_remote_runs", "read_remote_run", "remote_run_folders"]

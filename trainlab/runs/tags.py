@@ -3,13 +3,14 @@
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from trainlab.errors import InvalidValueError
-from trainlab.runs.listing import TAGS, RunInfo, tags_in
+from trainlab.runs.listing import RunInfo, tags_in
+from trainlab.runs.names import TAGS
+from trainlab.runs.run_record import replace_text
 from trainlab.storage import open_store
 
 __all__ = ["change_tags", "checked_tag"]
@@ -48,14 +49,15 @@ def change_tags(
 
     Raises:
         InvalidValueError: What is added cannot be a tag.
-        OSError: The tags cannot be written.
+        OSError: The tags cannot be read, or not be written to a store.
+        RunFolderError: The tags cannot be written to a folder.
     """
     add, remove = [checked_tag(tag) for tag in add], list(remove)
     if isinstance(run.path, Path):
         return _change_local(run.path, add, remove)
     store = open_store(run.path, storage_options)
     tags = _changed(run.tags, add, remove)
-    store.publish(TAGS, _text(tags))
+    store.publish(TAGS, _text(tags).encode())
     return tags
 
 
@@ -65,16 +67,7 @@ def _change_local(folder: Path, add: list[str], remove: list[str]) -> tuple[str,
         fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the folder itself; the run's is that of a file in it
         file = folder / TAGS
         tags = _changed(tags_in(file.read_bytes()) if file.exists() else (), add, remove)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{TAGS}.", suffix=".tmp", delete=False) as temporary:
-            try:
-                temporary.write(_text(tags))
-                temporary.flush()
-                os.fchmod(temporary.fileno(), 0o644)
-                os.fsync(temporary.fileno())
-                os.replace(temporary.name, file)
-            except BaseException:
-                os.unlink(temporary.name)
-                raise
+        replace_text(file, _text(tags))
         return tags
     finally:
         os.close(descriptor)
@@ -84,5 +77,5 @@ def _changed(tags: Iterable[str], add: list[str], remove: list[str]) -> tuple[st
     return tuple(sorted(({*tags} | {*add}) - {*remove}))
 
 
-def _text(tags: Iterable[str]) -> bytes:
-    return (json.dumps(list(tags)) + "\n").encode()
+def _text(tags: Iterable[str]) -> str:
+    return json.dumps(list(tags)) + "\n"

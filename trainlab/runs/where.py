@@ -4,17 +4,16 @@ It is read by Python's parser and by nothing else of Python's: what is not in it
 """
 
 import ast
-import difflib
 import operator
 import warnings
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any
 
-from trainlab.errors import InvalidValueError
+from trainlab.errors import InvalidValueError, did_you_mean
 from trainlab.runs.listing import RunInfo, number
 
-__all__ = ["NAMES", "filter_of", "value_of"]
+__all__ = ["MOMENTS", "NAMES", "filter_of", "moment", "value_of"]
 
 # Each name with what it is of a run.
 NAMES: dict[str, Callable[[RunInfo], Any]] = {
@@ -23,7 +22,7 @@ NAMES: dict[str, Callable[[RunInfo], Any]] = {
     "status": lambda run: run.status,
     "name": lambda run: run.name,
     "path": lambda run: str(run.path),
-    "tags": lambda run: run.tags,
+    "tags": lambda run: list(run.tags),  # as a filter writes them
     "started": lambda run: run.started,
     "ended": lambda run: run.ended,
     "duration": lambda run: run.duration,
@@ -37,7 +36,7 @@ NAMES: dict[str, Callable[[RunInfo], Any]] = {
 }
 # The names that have others below them; None: any.
 _BELOW: dict[str, set[str] | None] = {"params": None, "metrics": None, "git": {"commit", "dirty"}}
-_MOMENTS = ("started", "ended")
+MOMENTS = ("started", "ended")
 _LONGEST, _DEEPEST = 4096, 50
 _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
     ast.Lt: operator.lt,
@@ -142,15 +141,11 @@ class _Reader:
     def check(self, top: str, parts: list[str]) -> None:
         """Refuse a name that no run has."""
         if top not in NAMES:
-            near = difflib.get_close_matches(top, NAMES, n=1)
-            meant = (
-                f"Did you mean {near[0]!r}? "
-                if near
-                else ""
-                if self._is_name
-                else "If it is a text, put it into quotes. "
-            )
-            raise self._wrong(f"no run has {top!r}. {meant}There are: {', '.join(NAMES)}")
+            quoted = "" if self._is_name else " If it is a text, put it into quotes."
+            meant = did_you_mean(top, NAMES) or quoted
+            if not parts:
+                meant += f" A parameter is params.{top}, a metric metrics.{top}."
+            raise self._wrong(f"no run has {top!r}.{meant} There are: {', '.join(NAMES)}")
         below = _BELOW.get(top, set())
         if parts and below is not None and (len(parts) > 1 or parts[0] not in below):
             known = f"it has {', '.join(sorted(below))}" if below else "nothing is below it"
@@ -158,7 +153,7 @@ class _Reader:
 
     def _comparison(self, node: ast.Compare, depth: int) -> _Test:
         operands = [node.left, *node.comparators]
-        is_of_time = any(isinstance(operand, ast.Name) and operand.id in _MOMENTS for operand in operands)
+        is_of_time = any(isinstance(operand, ast.Name) and operand.id in MOMENTS for operand in operands)
         values = [self._value(operand, depth, is_of_time=is_of_time) for operand in operands]
         compare = [self._operator(each) for each in node.ops]
 
@@ -188,14 +183,16 @@ class _Reader:
             return lambda run: [value(run) for value in many]
         if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
             return self._named(node)
-        constant = self._constant(node)
+        constant = self._constant(node, depth)
         if is_of_time and isinstance(constant, str):
             constant = self._moment(constant)
         return lambda run: constant
 
-    def _constant(self, node: ast.expr) -> Any:
+    def _constant(self, node: ast.expr, depth: int) -> Any:
+        if depth > _DEEPEST:
+            raise self._wrong("it is nested too deeply")
         if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.UAdd):
-            number = self._constant(node.operand)
+            number = self._constant(node.operand, depth + 1)
             if isinstance(number, int | float):
                 return -number if isinstance(node.op, ast.USub) else +number
         elif isinstance(node, ast.Constant) and isinstance(node.value, int | float | str | None):
@@ -215,16 +212,16 @@ class _Reader:
                 raise self._wrong(f"{self._shown(node)!r} is not part of it")
         self.check(node.id, parts)
         top = NAMES[node.id]
-        if node.id in _MOMENTS:
-            return lambda run: _moment_or_unknown(top(run))
+        if node.id in MOMENTS:
+            return lambda run: _UNKNOWN if (found := moment(top(run))) is None else found
         places = _places(parts)
         return lambda run: _below(top(run), places)
 
     def _moment(self, text: str) -> datetime:
-        try:
-            return _aware(text)
-        except (ValueError, OverflowError):
-            raise self._wrong(f"{text!r} is no date such as '2026-05-01' or '2026-05-01 12:30'") from None
+        found = moment(text)
+        if found is None:
+            raise self._wrong(f"{text!r} is no date such as '2026-05-01' or '2026-05-01 12:30'")
+        return found
 
     def _wrong(self, reason: str) -> InvalidValueError:
         if self._is_name:
@@ -259,13 +256,22 @@ def _below(value: Any, places: list[tuple[str, str]]) -> Any:
     return _UNKNOWN if value is None and not places else value
 
 
-def _moment_or_unknown(text: str | None) -> Any:
+def moment(text: str | None) -> datetime | None:
+    """Read a moment.
+
+    Args:
+        text: ISO 8601; where it names no time zone, it is of this machine's.
+
+    Returns:
+        It, with its time zone; None if the text is none.
+    """
     try:
-        return _UNKNOWN if text is None else _aware(text)
-    except (ValueError, OverflowError):
-        return _UNKNOWN
-
-
-def _aware(text: str) -> datetime:
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
-    return moment if moment.tzinfo is not None else moment.astimezone()
+        found = datetime.fromisoformat((text or "").replace("Z", "+00:00"))
+    except ValueError:
+        return None
+    if found.tzinfo is not None:
+        return found
+    try:
+        return found.astimezone()
+    except (ValueError, OverflowError, OSError):
+        return found.replace(tzinfo=timezone.utc)  # at an end of the calendar, of which no clock knows the zone
