@@ -2,12 +2,14 @@
 
 import json
 import os
+import random
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import optuna
 from pydantic import BaseModel, Field, SecretStr
@@ -17,7 +19,20 @@ from trainlab import Batch
 from trainlab.experiments.searched import connect, disconnect, report
 from trainlab.sweeps.trials import Trials
 
-__all__ = ["begin_all", "bowl", "dying", "failing", "layered", "opened", "ranks_of_two", "repeat_one"]
+__all__ = [
+    "begin_all",
+    "bowl",
+    "dying",
+    "endless",
+    "failing",
+    "layered",
+    "opened",
+    "ranks_of_two",
+    "repeat_one",
+    "sourced",
+    "varied",
+    "wordy",
+]
 
 
 @trainlab.experiment
@@ -33,6 +48,63 @@ def bowl(params: dict[str, Any]) -> dict[str, float]:
             return {"value": value + 1 / step}
     print(f"value {value}")
     return {"value": value}
+
+
+@trainlab.experiment
+@trainlab.parameter("x", float, default=0.0, search=trainlab.Search(-5, 5))
+@trainlab.parameter("epochs", int, default=5, envvar="TEST_EPOCHS")
+@trainlab.parameter("drawn", int, default=lambda: random.SystemRandom().getrandbits(32))
+@trainlab.parameter("by_hand", str, default="", allow_from_file=False)
+@trainlab.parameter("token", str, default="")
+def sourced(params: dict[str, Any]) -> float:
+    """Takes values from everywhere."""
+    return float(params["x"])
+
+
+@trainlab.experiment
+@trainlab.parameter("x", float, default=0.0, search=trainlab.Search(0, 1))
+def wordy(params: dict[str, Any]) -> dict[str, object]:
+    """Returns a text where a number is looked for."""
+    return {"loss": "low", "x": params["x"]}
+
+
+@trainlab.experiment
+@trainlab.parameter("x", float, default=0.0, search=trainlab.Search(0, 1))
+def endless(params: dict[str, Any]) -> None:
+    """Goes on until it is stopped, and takes a while to end."""
+    (Path(trainlab.output_dir) / "begun").touch()
+    try:
+        threading.Event().wait()
+    finally:
+        threading.Event().wait(1.5)
+
+
+class Adam(BaseModel):
+    """A variant."""
+
+    kind: Literal["adam"] = "adam"
+    lr: Annotated[float, trainlab.Search(1e-5, 1e-1, log=True)] = 1e-3
+
+
+class Sgd(BaseModel):
+    """Another variant, with the same field."""
+
+    kind: Literal["sgd"] = "sgd"
+    lr: Annotated[float, trainlab.Search(0.5, 1)] = 0.5
+    momentum: Annotated[float, trainlab.Search(choices=[0.0, 0.9])] = 0.0
+
+
+class Varied(BaseModel):
+    """A model with a union in it."""
+
+    optimizer: Annotated[Adam | Sgd, Field(discriminator="kind")] = Adam()
+    depth: Annotated[int, trainlab.Search(1, 2)] = 1
+
+
+@trainlab.experiment
+def varied(config: Varied) -> float:
+    """Parameters that depend on each other."""
+    return config.optimizer.lr * config.depth
 
 
 class Optimizer(BaseModel):

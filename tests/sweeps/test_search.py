@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,10 @@ import pytest
 import trainlab
 from tests.soak.searches import SearchSoak
 from tests.sweeps.postgres import PASSWORD, installed, postgres
-from tests.sweeps.search_programs import bowl, dying, failing, layered, ranks_of_two
+from tests.sweeps.search_programs import bowl, dying, failing, layered, ranks_of_two, wordy
 from trainlab import Batch, Epoch, Search
 from trainlab.errors import InvalidTypeError, InvalidValueError, SweepError
+from trainlab.sweeps.trials import Trials
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,12 +91,63 @@ def test_a_search_that_is_done_starts_nothing(done: tuple[Path, Any]) -> None:
         ({"params": {}}, r"shift: 1.0, and it has 0.5\."),
         ({"max_length": Epoch(3)}, r"max_length: \['Epoch', 3\], and it has None"),
         ({"metric": "other", "study": "value"}, "metric: 'other', and it has 'value'"),
+        ({"seed": 8}, "seed: 8, and it has 7; random_seed: 8, and it has 7"),
+        ({"params": {"shift": 0.5, "password": "hidden", "deterministic": True}}, "deterministic: true, and it has"),
     ],
 )
 def test_another_search_of_the_same_name(done: tuple[Path, Any], otherwise: dict[str, Any], told: str) -> None:
-    """A search of the same name with another space, metric, direction, length or value is refused, and told which."""
+    """A search of the same name with another space, metric, direction, length, seed or value is refused, and why."""
     with pytest.raises(InvalidValueError, match=f"begun otherwise. Received: {told}(.|\n)*Pass another study"):
         search(bowl, **{**asked(done[0]), **otherwise})
+
+
+def test_a_search_of_another_program(done: tuple[Path, Any]) -> None:
+    """A search of the same name by another program, whose experiment is of that name too, is refused."""
+
+    @trainlab.experiment(name="bowl", inherit_params=bowl)
+    def another(params: dict[str, Any]) -> float:
+        """Something else."""
+        return 0.0
+
+    another.__qualname__, another.main.__module__ = "bowl", "elsewhere"
+    with pytest.raises(InvalidValueError, match=r"program: 'elsewhere', and it has 'tests.sweeps.search_programs'"):
+        search(another, **asked(done[0]))
+
+
+def test_fewer_trials_than_before(done: tuple[Path, Any]) -> None:
+    """A call that asks for fewer trials than there are tells of all, and leaves the best one in best.yaml."""
+    folder, result = done
+    before = result.params_file.read_text()
+    assert search(bowl, **{**asked(folder), "trials": 1}) == result
+    assert result.params_file.read_text() == before
+
+
+def test_trials_that_another_search_left(done: tuple[Path, Any], tmp_path: Path) -> None:
+    """A search does not take over the trials of another one that are left in its folder, whatever its storage."""
+    shutil.copytree(done[0], tmp_path, dirs_exist_ok=True)
+    left = tmp_path / "bowl" / "search_value"
+    (left / "study.db").unlink()
+    options = {**asked(tmp_path), "seed": 8}
+    for more in ({}, {"storage": f"journal://{tmp_path}/study.log"}):
+        with pytest.raises(InvalidValueError, match=f"trials of another search(.|\n)*Received: {left}. Pass another"):
+            search(bowl, **options, **more)
+    (left / "search.json").unlink()
+    with pytest.raises(InvalidValueError, match="trials of another search"):
+        search(bowl, **options)
+
+
+def test_searchers_that_begin_otherwise_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two calls that begin a search of one name at the same instant, each otherwise, only one goes on."""
+    begin = Trials.begin
+
+    def begin_second(trials: Trials, searcher: str, most: int, begun: dict[str, Any]) -> Any:
+        begin(trials, "another", most, {**begun, "id": "theirs", "seed": 5})
+        return begin(trials, searcher, most, begun)
+
+    monkeypatch.setattr(Trials, "begin", begin_second)
+    with pytest.raises(InvalidValueError, match="begun otherwise. Received: seed: 0, and it has 5"):
+        search(bowl, metric="value", trials=2, output_dir=tmp_path)
+    assert not list(tmp_path.rglob("trial-*"))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +155,7 @@ def test_another_search_of_the_same_name(done: tuple[Path, Any], otherwise: dict
     [
         ({"sampler": "tpa"}, InvalidValueError, "no sampler 'tpa'. There are: tpe, random, grid, cmaes"),
         ({"pruner": "medium"}, InvalidValueError, "no pruner 'medium'. There are: none, median, asha, hyperband"),
-        ({"pruner": "asha"}, InvalidValueError, "has to know how long a trial trains(.|\n)*max_length=Epoch"),
+        ({"pruner": "asha"}, InvalidValueError, "has to know how long a trial trains(.|\n)*--max-length '20 epochs'"),
         ({"direction": "up"}, InvalidValueError, "direction is one of minimize, maximize. Received: 'up'"),
         ({"trials": 0}, InvalidValueError, "trials is at least 1"),
         ({"max_length": Batch([1, 2])}, InvalidTypeError, "not a schedule"),
@@ -191,6 +244,73 @@ def test_a_sequential_search_is_reproducible(tmp_path: Path) -> None:
     killed = search(bowl, **options, output_dir=tmp_path / "killed")
     assert [trial.params for trial in killed.trials] == [trial.params for trial in whole.trials]
     assert [trial.value for trial in killed.trials] == [trial.value for trial in whole.trials]
+
+
+@pytest.mark.slow
+def test_a_kill_between_two_parameters(tmp_path: Path) -> None:
+    """A searcher that is killed after it drew one of a trial's parameters, and begun again, chooses what it would."""
+    options = {"metric": "value", "trials": 2, "sampler": "random"}
+    whole = search(bowl, **options, output_dir=tmp_path / "whole")
+    program = (
+        "import os; from optuna.storages._cached_storage import _CachedStorage as Kept; import trainlab\n"
+        "from tests.sweeps.search_programs import bowl\n"
+        "keep, drawn = Kept.set_trial_param, []\n"
+        "def keep_three(*arguments):\n"
+        "    keep(*arguments); drawn.append(arguments)\n"
+        "    if len(drawn) == 3: os.kill(os.getpid(), 9)\n"
+        "Kept.set_trial_param = keep_three\n"
+        f"trainlab.search(bowl, **{options!r}, output_dir={str(tmp_path / 'killed')!r}, progress=False)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", program], env=environment, check=False).returncode == -signal.SIGKILL
+    killed = search(bowl, **options, output_dir=tmp_path / "killed")
+    assert [trial.attempts for trial in killed.trials] == [1, 2]
+    assert [trial.params for trial in killed.trials] == [trial.params for trial in whole.trials]
+
+
+@pytest.mark.slow
+def test_an_end_without_a_storage(tmp_path: Path) -> None:
+    """While the storage cannot be reached, Ctrl-C ends a search and its trials at once, and the error says why."""
+    program = (
+        "from tests.sweeps.search_programs import endless; import trainlab; "
+        f"trainlab.search(endless, metric='loss', trials=1, output_dir={str(tmp_path)!r}, progress=False)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    folder = tmp_path / "endless" / "search_loss"
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as searcher:
+        while not (folder / "trial-0000" / "begun").exists():
+            assert searcher.poll() is None
+            threading.Event().wait(0.01)
+        (folder / "study.db").write_bytes(b"gone" * 4096)
+        searcher.send_signal(signal.SIGINT)
+        told = searcher.communicate(timeout=40)[1]
+    assert "StorageError: The search's storage cannot be reached" in told and searcher.returncode == 1
+    record = json.loads((folder / "trial-0000" / "run.json").read_text())
+    assert record["status"] == "interrupted"
+
+
+@pytest.mark.slow
+def test_a_metric_that_is_no_number(tmp_path: Path) -> None:
+    """A trial that gives a text as the metric has failed, and the reason says so and names what it gives else."""
+    with pytest.raises(SweepError, match=r"no number as metric 'loss', but a str. It gives: 'x'"):
+        search(wordy, metric="loss", trials=1, output_dir=tmp_path)
+
+
+@pytest.mark.slow
+def test_the_words_of_a_command_line(tmp_path: Path) -> None:
+    """Choices on the command line are what they are after the parameter's own option; a range twice is refused."""
+    command = [sys.executable, "-m", "trainlab", "search", "tests.sweeps.search_programs:bowl", "--metric", "value"]
+    command += ["--trials", "2", "--sampler", "grid", "--output-dir", str(tmp_path), "--search", "x=1,2"]
+    command += ["--search", "y=1"]
+    done = subprocess.run([*command, "--search", "password=none,1"], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(path.read_text())["params"] for path in tmp_path.rglob("run.json")]
+    assert {type(one["x"]) for one in found} == {float}
+    yaml_text = (tmp_path / "bowl" / "search_value" / "best.yaml").read_text()
+    assert "Left out, for they are secret: password" in yaml_text
+    twice = subprocess.run([*command, "--search", "x=0:1"], cwd=ROOT, capture_output=True, check=False, text=True)
+    assert twice.returncode != 0 and "--search is given twice for x" in twice.stderr
 
 
 @pytest.mark.slow

@@ -92,6 +92,14 @@ def test_samplers_and_pruners_that_cannot_be_used() -> None:
             Outcome("failed", reason="The metric 'loss' is NaN."),
         ),
         (
+            {"status": "finished", "metrics": {"loss": float("-inf")}},
+            Outcome("failed", reason="The metric 'loss' is -inf."),
+        ),
+        (
+            {"status": "finished", "not_numbers": {"loss": "str"}},
+            Outcome("failed", reason="The run gives no number as metric 'loss', but a str. It gives: none."),
+        ),
+        (
             {"status": "finished", "metrics": {"error": 1.0}, "result": 3.0},
             Outcome("failed", reason="The run gives no number as metric 'loss'. It gives: 'error'."),
         ),
@@ -99,15 +107,15 @@ def test_samplers_and_pruners_that_cannot_be_used() -> None:
 )
 def test_what_a_folder_says(tmp_path: Path, record: dict[str, Any], outcome: Outcome | None) -> None:
     """How a trial ended is what its run's record says; one that has no end is to be gone on with."""
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "run.json").write_text(json.dumps({"started": None, **record}))
     assert outcome_of(tmp_path, "loss", asked_to_stop=False) == outcome
 
 
 def test_what_an_own_loop_was_told_counts(tmp_path: Path) -> None:
     """A loop of one's own that was told to stop is pruned; a fit that trained all its length is finished."""
-    (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "metrics": {"loss": 0.5}}))
+    (tmp_path / "run.json").write_text(json.dumps({"started": None, "status": "finished", "metrics": {"loss": 0.5}}))
     assert outcome_of(tmp_path, "loss", asked_to_stop=True) == Outcome("pruned")
-    whole = {"status": "finished", "metrics": {"loss": 0.5}, "stop_reason": "max_length"}
+    whole = {"started": None, "status": "finished", "metrics": {"loss": 0.5}, "stop_reason": "max_length"}
     (tmp_path / "run.json").write_text(json.dumps(whole))
     assert outcome_of(tmp_path, "loss", asked_to_stop=True) == Outcome("finished", 0.5)
 

@@ -5,13 +5,16 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, MissingDependencyError, StorageError
-from trainlab.experiments.searched import connect, disconnect, told_by_driver
+from trainlab.experiments.searched import SearchedBy, connect, disconnect, told_by_driver
 from trainlab.runs.masking import mask_passwords
 from trainlab.runs.yaml_text import mask_command
 from trainlab.sweeps.storage import check_local, file_system, open_storage, sqlite_url
 
+# Before it there is no URL of a file with such a name, which is then refused.
+QUOTED = pytest.mark.skipif(sqlalchemy.__version__ < "2.1", reason="SQLAlchemy unquotes a file's name from 2.1 on")
 MOUNTS = """\
 tmpfs /run tmpfs rw 0 0
 /dev/root / ext4 rw 0 0
@@ -49,6 +52,31 @@ def test_sqlite_on_a_network_is_refused(tmp_path: Path) -> None:
     check_local(sqlite_url(tmp_path / "study.db"))
 
 
+@pytest.mark.parametrize(
+    "name", ["a%41b", "a#b", "a b", "ü", *(pytest.param(one, marks=QUOTED) for one in ("a?b", "a{b}"))]
+)
+def test_a_folder_of_any_name(tmp_path: Path, name: str) -> None:
+    """The SQLite file of a search is in its own folder, whatever characters that has in its name."""
+    folder = tmp_path / name
+    folder.mkdir()
+    disconnect(open_storage(sqlite_url(folder / "study.db")))
+    assert [path.relative_to(tmp_path) for path in tmp_path.rglob("*.db")] == [Path(name) / "study.db"]
+
+
+@QUOTED
+def test_a_network_folder_of_any_name(tmp_path: Path) -> None:
+    """A SQLite file on a network's file system is refused also where its URL writes the place otherwise."""
+    (tmp_path / "mounts").write_text("server:/home /what?%41 nfs4 rw 0 0\n")
+    with pytest.raises(InvalidValueError, match="damaged by several processes"):
+        check_local(sqlite_url(Path("/what?%41/study.db")), tmp_path / "mounts")
+
+
+def test_a_trial_does_not_show_its_storage() -> None:
+    """What a trial's process is told of its search does not show the storage's password."""
+    told = SearchedBy("postgresql://me:hidden@host/db", "study", 0, "loss", True, None, "")
+    assert "hidden" not in repr(told) and "study" in repr(told)
+
+
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///:memory:"])
 def test_a_storage_in_memory_is_refused(url: str) -> None:
     """A storage in memory, which a trial's process would not see, is refused."""
@@ -62,7 +90,8 @@ def test_a_storage_in_memory_is_refused(url: str) -> None:
         ("mysql://me:hidden@host/db", MissingDependencyError, "pip install mysqlclient"),
         ("nothing://me:hidden@host/db", InvalidValueError, "is a URL such as"),
         ("no url", InvalidValueError, "is a URL such as"),
-        ("sqlite:////proc/none/study.db", StorageError, "cannot be opened"),
+        ("sqlite:////proc/none/study.db", StorageError, "cannot be opened(.|\n)*its folder is there"),
+        ("journal:///proc/none/study.log", StorageError, "cannot be opened(.|\n)*its folder is there"),
     ],
 )
 def test_a_storage_that_cannot_be_opened(url: str, error: type[Exception], told: str) -> None:

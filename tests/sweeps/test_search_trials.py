@@ -3,6 +3,7 @@
 import base64
 import pickle
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import optuna
 import pytest
@@ -10,7 +11,9 @@ import pytest
 from tests.distributed.ranks import run_ranks
 from tests.sweeps.postgres import installed, postgres
 from tests.sweeps.search_programs import begin_all, opened, repeat_one
+from trainlab import Epoch
 from trainlab.experiments.searched import SearchedBy, disconnect
+from trainlab.sweeps.methods import make_pruner, pickled
 from trainlab.sweeps.trials import Trials
 
 SEARCHERS, TRIALS = 3, 8
@@ -92,6 +95,44 @@ def test_a_repeated_trial_is_one_to_a_pruner(kind: str, request: pytest.FixtureR
     disconnect(told._storage)
     assert [one.number for one in seen] == [1, 2]
     assert [one.system_attrs["completed_rung_0"] for one in seen] == [1.0, 1.0]
+
+
+def test_a_repeated_trial_is_one_to_hyperband(kind: str, request: pytest.FixtureRequest, trials: Trials) -> None:
+    """Each attempt at a trial is in Hyperband's bracket of the first, and what was broken off is in none."""
+    pruner = make_pruner("hyperband", Epoch(9))
+    for _ in range(9):
+        trials.begin("dead", 9)
+    for trial in trials.read()[:8]:
+        trials.repeat(trial, "me", crashed=True)
+    told = SearchedBy(kind, request.node.name, 0, "loss", True, None, pickled(pruner))
+    study, brackets = told._study, {}
+    study.pruner.prune(study, study.get_trials()[0])  # which makes the brackets
+    for bracket in range(3):
+        for one in study.pruner._create_bracket_study(study, bracket).get_trials():
+            brackets[one.number] = bracket
+    disconnect(told._storage)
+    assert sorted(brackets) == [8, *range(9, 17)]
+    firsts = [SimpleNamespace(number=number, system_attrs={}) for number in range(8)]
+    assert [brackets[one.number + 9] for one in firsts] == [study.pruner._get_bracket_id(study, one) for one in firsts]
+
+
+def test_a_trial_that_was_not_drawn_is_drawn_anew(trials: Trials, request: pytest.FixtureRequest) -> None:
+    """An attempt at a trial whose searcher was killed while it drew has none of the parameters yet."""
+    begun = trials.begin("dead", 5)
+    assert begun is not None
+    loaded = optuna.load_study(study_name=request.node.name, storage=trials._storage)
+    loaded.get_trials()
+    optuna.trial.Trial(loaded, begun.last._trial_id).suggest_float("x", 0, 1)
+    again = trials.repeat(trials.read()[0], "me", crashed=False, is_drawn=False)
+    assert again is not None and again.params == {}
+
+
+def test_the_first_trial_says_what_was_begun(trials: Trials) -> None:
+    """Of two searchers that begin a search at once all see what the first trial says, repeated or not."""
+    trials.begin("one", 5, {"id": "a"})
+    trials.begin("two", 5, {"id": "b"})
+    trials.repeat(trials.read()[0], "two", crashed=False, is_drawn=False)
+    assert trials.read()[0].begun == {"id": "a"}
 
 
 def test_a_trial_that_ended_meanwhile_is_not_repeated(trials: Trials) -> None:

@@ -101,14 +101,16 @@ def make_pruner(pruner: Any, max_length: TrainUnit | None) -> "BasePruner":
     if max_length is None:
         raise InvalidValueError(
             f"The pruner {pruner!r} has to know how long a trial trains. Received: no max_length. Pass "
-            "max_length=Epoch(20), say, and leave it out in fit."
+            "max_length=Epoch(20), say, or --max-length '20 epochs' on the command line, and leave it out in fit."
         )
     longest = max_length.value
     assert isinstance(longest, int)  # the search has checked it; kept for the type checker
     first = 1 if isinstance(max_length, Epoch) else max(1, longest // _FIRST_PART)
     if pruner == "asha":
         return pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=_REDUCTION)
-    return pruners.HyperbandPruner(min_resource=first, max_resource=longest, reduction_factor=_HYPERBAND_REDUCTION)
+    from trainlab.sweeps.hyperband import CountedHyperband
+
+    return CountedHyperband(min_resource=first, max_resource=longest, reduction_factor=_HYPERBAND_REDUCTION)
 
 
 def pickled(pruner: "BasePruner") -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainlab.runs.listing import described, number
-from trainlab.runs.remote_folder import RECORD
+from trainlab.runs.names import RECORD
 
 __all__ = ["Outcome", "metrics_of", "outcome_of"]
 
@@ -51,10 +51,12 @@ def outcome_of(folder: Path, metric: str, *, asked_to_stop: bool) -> Outcome | N
     metrics = metrics_of(folder)
     found = metrics.get(metric, number(record.get("result")) if not metrics else None)
     if not isinstance(found, int | float) or isinstance(found, bool):
+        kind = (record.get("not_numbers") or {}).get(metric)
         told = ", ".join(map(repr, sorted(metrics))) or "none"
-        return Outcome("failed", reason=f"The run gives no number as metric {metric!r}. It gives: {told}.")
-    if math.isnan(value := float(found)):
-        return Outcome("failed", reason=f"The metric {metric!r} is NaN.")
+        given = "" if kind is None else f", but a {kind}"
+        return Outcome("failed", reason=f"The run gives no number as metric {metric!r}{given}. It gives: {told}.")
+    if not math.isfinite(value := float(found)):
+        return Outcome("failed", reason=f"The metric {metric!r} is {'NaN' if math.isnan(value) else value}.")
     return Outcome("finished", value)
 
 

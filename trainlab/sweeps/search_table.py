@@ -69,7 +69,7 @@ class SearchTable(LiveTable):
         self._told.update((trial.number, trial.state) for trial in new)
         done = sum(trial.state != "running" for trial in trials)
         if is_first and done:
-            self.say(f"{done} of {self._trials} trials are done already")
+            self.say(f"{done} of {self._all(trials)} trials are done already")
             new = [trial for trial in new if trial.state == "running"]
         for trial in new:
             self.say(self._line(trial, trials, done))
@@ -82,7 +82,11 @@ class SearchTable(LiveTable):
         why = f": {trial.reason.splitlines()[0]}" if trial.reason else ""
         best = best_of(trials, smaller_is_better=self._smaller_is_better)
         first = "" if best is None else f", best {best.value:.6g} by {folder_name(best.number)}"
-        return f"{name}: {trial.state}{told}{why} ({done} of {self._trials}{first})"
+        return f"{name}: {trial.state}{told}{why} ({done} of {self._all(trials)}{first})"
+
+    def _all(self, trials: Sequence[SearchTrial]) -> int:
+        """How many there are to be; a call before may have asked for more."""
+        return max(self._trials, len(trials))
 
     def _fitting(self, trials: Sequence[SearchTrial]) -> Sequence[SearchTrial]:
         """The rows that the terminal has place for: what runs, the best ones, and what came last."""
@@ -107,7 +111,7 @@ class SearchTable(LiveTable):
         counts = Counter(trial.state for trial in trials)
         told = ", ".join(f"{count} {state}" for state, count in counts.items())
         span = timedelta(seconds=round(time.monotonic() - self._begun))
-        table = Table(title=escape(f"{self._title} · {told or 'begins'} of {self._trials} · {span}"))
+        table = Table(title=escape(f"{self._title} · {told or 'begins'} of {self._all(trials)} · {span}"))
         for column in ("trial", "parameters", "state", self._metric, ""):
             table.add_column(escape(column), overflow="fold")
         for trial in rows:

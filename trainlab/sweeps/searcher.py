@@ -1,6 +1,7 @@
 """Searcher: makes the trials of a search, alone or beside others on the same study."""
 
 import hashlib
+import secrets
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 from trainlab.errors import StorageError
 from trainlab.experiments.searched import ASKED_TO_STOP, SEARCH, SearchedBy, told_by_driver
 from trainlab.runs.masking import mask_passwords
+from trainlab.runs.names import RECORD
 from trainlab.sweeps.liveness import Watch
 from trainlab.sweeps.methods import make_sampler
 from trainlab.sweeps.outcome import Outcome, outcome_of
 from trainlab.sweeps.pool import Finished, Job, Pool, refuse_unguarded
+from trainlab.sweeps.same_search import claim, refuse_another
 from trainlab.sweeps.search_result import folder_name
 from trainlab.sweeps.search_table import SearchTable
 from trainlab.sweeps.space import Space
@@ -48,6 +51,7 @@ class Wanted:
         trials: how many there are to be.
         told: what each trial's process is told; of its number nothing yet.
         folder: the search's.
+        begun: what tells the search from another one.
         keep_going: whether the search goes on where trials fail.
         max_crashes: how often a trial is repeated whose process ends without a word.
         grace: seconds that trials have to come to an end.
@@ -63,6 +67,7 @@ class Wanted:
     trials: int
     told: SearchedBy
     folder: Path
+    begun: Mapping[str, Any]
     keep_going: bool
     max_crashes: int
     grace: float
@@ -98,7 +103,18 @@ class Searcher:
         self._watch, self._token, self._pool, self._table = watch, token, pool, table
         self._mine: dict[str, SearchTrial] = {}
         self._unreachable_since: float | None = None
+        # What the search is known by, once it has a trial.
+        self._search = ""
         self.problem = ""
+
+    def check(self) -> None:
+        """See that the search is the one that was begun under this name, if one was.
+
+        Raises:
+            InvalidValueError: it is another.
+            RunFolderError: its folder cannot be used.
+        """
+        self._agree(self._trials.read())
 
     def run(self) -> list[SearchTrial]:
         """Make trials, and repeat those of dead searchers, until all are done, here or elsewhere, or it is stopped.
@@ -125,7 +141,8 @@ class Searcher:
         """Do what is next, after which this process may be killed at any instant; gives all trials at the end."""
         found = self._look()
         self._table.refresh(found)
-        enough = len(found) == self._wanted.trials and all(trial.state != "running" for trial in found)
+        asked = found[: self._wanted.trials]
+        enough = len(asked) == self._wanted.trials and all(trial.state != "running" for trial in asked)
         if not self._pool.running and (enough or self.problem or not self._pool.has_room):
             return found
         if self.problem or not self._pool.has_room or not self._start_one(found):
@@ -136,9 +153,11 @@ class Searcher:
         """Wait for a storage that cannot be reached, as while its server starts again; but not for ever."""
         now = time.monotonic()
         self._unreachable_since = self._unreachable_since or now
-        if now - self._unreachable_since > _PATIENCE_SECONDS:
+        while self._pool.is_stopped and self._pool.running:
+            self._pool.wait()
+        if self._pool.is_stopped or now - self._unreachable_since > _PATIENCE_SECONDS:
             raise StorageError(
-                f"The search's storage could not be reached for {_PATIENCE_SECONDS:g} s: "
+                f"The search's storage cannot be reached, since {now - self._unreachable_since:.0f} s: "
                 f"{told_by_driver(error, self._wanted.told.storage)} Received: "
                 f"{mask_passwords(self._wanted.told.storage)}. The same call goes on with the search."
             ) from None
@@ -146,7 +165,8 @@ class Searcher:
 
     def _look(self) -> list[SearchTrial]:
         self._watch.look()
-        found = self._trials.read()[: self._wanted.trials]
+        found = self._trials.read()
+        self._agree(found)
         now = {str(trial.number): trial.last.number for trial in found}
         for running in self._pool.running:
             key = running.job.key
@@ -155,21 +175,32 @@ class Searcher:
         self._end_if_all_fail(found)
         return found
 
+    def _agree(self, found: list[SearchTrial]) -> None:
+        """See that the search, once it has a trial, is this one; and that its folder is its own."""
+        if not found or self._search:
+            return
+        wanted = self._wanted
+        search = refuse_another(found[0], wanted.begun, wanted.space, storage=wanted.told.storage, folder=wanted.folder)
+        claim(wanted.folder, search)
+        self._search = search
+
     def _end_if_all_fail(self, found: list[SearchTrial]) -> None:
         failed = [trial for trial in found if trial.state == "failed"]
-        is_bad = len(failed) >= _FAILURES_AT_THE_BEGINNING or len(failed) == self._wanted.trials
+        is_bad = len(failed) >= min(_FAILURES_AT_THE_BEGINNING, self._wanted.trials)
         if not self.problem and is_bad and all(trial.state in ("failed", "running") for trial in found):
             self.problem = f"{len(failed)} trials have failed and none has ended well"
 
     def _start_one(self, found: list[SearchTrial]) -> bool:
         """Start a trial, or find out how one ended; gives whether there was anything to do."""
-        for trial in found:
+        for trial in found[: self._wanted.trials]:
             if trial.state == "running" and self._is_left(trial):
                 self._take_over(trial)
                 return True
         if len(found) >= self._wanted.trials:
             return False
-        if (mine := self._trials.begin(self._token, self._wanted.trials)) is not None:
+        begun = None if found else {"id": secrets.token_hex(8), **self._wanted.begun}
+        if (mine := self._trials.begin(self._token, self._wanted.trials, begun)) is not None:
+            self._agree(self._trials.read())
             self._submit(mine)
         return True
 
@@ -184,7 +215,9 @@ class Searcher:
         outcome = self._outcome(trial)
         if outcome is not None:
             self._trials.tell(trial, outcome.state, outcome.value, outcome.reason)
-        elif (mine := self._trials.repeat(trial, self._token, crashed=False)) is not None:
+            return
+        is_drawn = self._wanted.space.is_whole(trial.params)
+        if (mine := self._trials.repeat(trial, self._token, crashed=False, is_drawn=is_drawn)) is not None:
             self._submit(mine)
 
     def _submit(self, trial: SearchTrial) -> None:
@@ -192,6 +225,7 @@ class Searcher:
         params = {**wanted.fixed, **self._chosen(trial)}
         told = replace(wanted.told, trial=trial.last.number)
         name = folder_name(trial.number)
+        claim(wanted.folder, self._search)  # which another search may have taken meanwhile
         self._mine[key] = trial
         self._pool.submit(
             Job(key, wanted.experiment, params, wanted.folder / name, {SEARCH: told.to_text()}, label=name)
@@ -251,7 +285,7 @@ class Searcher:
         """What a run that did not write its end is taken for; None for one that is to be gone on with."""
         if finished.is_stopped:
             return None
-        has_begun = (finished.job.run_dir / "run.json").exists()
+        has_begun = (finished.job.run_dir / RECORD).exists()
         last = finished.error.strip().splitlines()[-1:] or [f"its process ended with status {finished.exitcode}"]
         if not has_begun and finished.exitcode >= 0:
             return Outcome("failed", reason=mask_passwords(last[0]))

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from trainlab.errors import InvalidTypeError, InvalidValueError, SweepError
 from trainlab.experiments.searched import SearchedBy, check_installed, disconnect
 from trainlab.runs.current import current_run
-from trainlab.runs.folder_lock import unusable
 from trainlab.runs.masking import mask_passwords
 from trainlab.schedule import Batch, Epoch, TrainUnit
 from trainlab.sweeps.best_params import fixed_values, write_best
@@ -18,12 +17,15 @@ from trainlab.sweeps.importance import importances
 from trainlab.sweeps.liveness import Heartbeat, Watch
 from trainlab.sweeps.methods import check_sampler, make_pruner, pickled
 from trainlab.sweeps.pool import Pool
+from trainlab.sweeps.reading import module_of, refuse_local
+from trainlab.sweeps.same_search import DATABASE
 from trainlab.sweeps.search_result import SearchResult, best_of, folder_name, result_of
 from trainlab.sweeps.search_table import SearchTable
 from trainlab.sweeps.searcher import Searcher, Wanted
-from trainlab.sweeps.space import Space, given_names
+from trainlab.sweeps.space import Space
 from trainlab.sweeps.stopping import stopped_by_signals
 from trainlab.sweeps.storage import open_storage, sqlite_url
+from trainlab.sweeps.sweep_folder import folder_of
 from trainlab.sweeps.trials import SearchTrial, Trials
 
 if TYPE_CHECKING:
@@ -39,8 +41,6 @@ __all__ = ["search"]
 logger = logging.getLogger("trainlab.sweeps")
 
 DIRECTIONS = ("minimize", "maximize")
-# On a study: what it was begun with.
-_RECORD = "trainlab:search"
 _NOT_IN_NAMES = re.compile(r"[^\w.+=-]+")
 _SHOWN_FAILURES = 5
 
@@ -121,55 +121,102 @@ def search(
     from trainlab.experiments.children import refuse_import
 
     refuse_import(experiment.path)
+    refuse_local(experiment)
     check_installed()
     _check_numbers(max_crashes=max_crashes, grace=grace, keep_going=keep_going, progress=progress)
     check_sampler(sampler)
-    fixed = _fixed(params, seed)
-    chosen = Space.of(experiment, given_names(experiment, fixed), space)
+    wanted = _wanted(
+        experiment,
+        _fixed(params, seed),
+        space,
+        metric=metric,
+        trials=trials,
+        direction=direction,
+        sampler=sampler,
+        pruner=make_pruner(pruner, max_length),
+        storage=storage,
+        study=_NOT_IN_NAMES.sub("-", metric) if study is None else study,
+        max_length=max_length,
+        seed=seed,
+        output_dir=output_dir,
+        keep_going=keep_going,
+        max_crashes=max_crashes,
+        grace=grace,
+    )
+    pool = Pool(max_num_processes, num_gpus_per_process)
+    with _quiet_optuna(), contextlib.ExitStack() as closing:
+        kept_in = open_storage(wanted.told.storage)
+        closing.callback(disconnect, kept_in)
+        opened = _open_study(wanted, kept_in, direction)
+        table = SearchTable(
+            wanted.told.study,
+            metric,
+            smaller_is_better=wanted.told.smaller_is_better,
+            trials=wanted.trials,
+            is_shown=progress,
+        )
+        return _search(wanted, opened, pool, table)
+
+
+def _wanted(
+    experiment: "Experiment",
+    fixed: Mapping[str, Any],
+    space: Mapping[str, Any] | None,
+    *,
+    metric: str,
+    trials: int,
+    direction: str,
+    sampler: "str | BaseSampler",
+    pruner: "BasePruner",
+    storage: str | None,
+    study: str,
+    max_length: TrainUnit | None,
+    seed: int,
+    output_dir: str | Path | None,
+    keep_going: bool,
+    max_crashes: int,
+    grace: float,
+) -> Wanted:
+    """Put together what is searched, and how; the search's folder is made."""
+    chosen = Space.of(experiment, fixed, space)
     chosen.check(experiment, fixed)
     grid = chosen.grid(seed) if sampler == "grid" else None
-    trials = trials if grid is None else min(trials, len(grid))
-    made_pruner = make_pruner(pruner, max_length)
-    study = _NOT_IN_NAMES.sub("-", metric) if study is None else study
     folder = _folder(experiment, {**fixed, **chosen.some()}, study, output_dir)
-    pool = Pool(max_num_processes, num_gpus_per_process)
-    url = sqlite_url(folder / "study.db") if storage is None else storage
     told = SearchedBy(
-        storage=url,
+        storage=sqlite_url(folder / DATABASE) if storage is None else storage,
         study=f"{experiment.path}/{study}",
         trial=0,
         metric=metric,
         smaller_is_better=direction == "minimize",
         length=None if max_length is None else (type(max_length).__name__, int(max_length.value)),  # type: ignore[arg-type]  # it is no schedule
-        pruner=pickled(made_pruner),
+        pruner=pickled(pruner),
     )
-    wanted = Wanted(
+    begun = {
+        "experiment": experiment.path,
+        "program": module_of(experiment),
+        "metric": metric,
+        "max_length": None if told.length is None else list(told.length),
+        "sampler": "another" if grid is None else "grid",
+        "seed": seed,
+        "space": chosen.told(),
+        "params": fixed_values(experiment, fixed, chosen),
+    }
+    return Wanted(
         experiment=experiment,
         fixed=fixed,
         space=chosen,
         grid=grid,
         sampler=sampler,
-        pruner=made_pruner,
+        pruner=pruner,
         seed=seed,
-        trials=trials,
+        trials=trials if grid is None else min(trials, len(grid)),
         told=told,
         folder=folder,
+        begun=begun,
         keep_going=keep_going,
         max_crashes=max_crashes,
         grace=grace,
     )
-    with _quiet_optuna(), contextlib.ExitStack() as closing:
-        kept_in = open_storage(url)
-        closing.callback(disconnect, kept_in)
-        opened = _open_study(wanted, kept_in, direction)
-        table = SearchTable(
-            f"{experiment.path} · {study}",
-            metric,
-            smaller_is_better=told.smaller_is_better,
-            trials=trials,
-            is_shown=progress,
-        )
-        return _search(wanted, opened, pool, table)
 
 
 def _search(
@@ -177,13 +224,14 @@ def _search(
 ) -> SearchResult:
     """Make the trials that are left, and tell what came of all of them."""
     study, storage, study_id = opened
-    kept = Trials(study, storage, study_id)
+    heart = Heartbeat(storage, study_id)
+    kept, watch = Trials(study, storage, study_id), Watch(storage, study_id)
+    searcher = Searcher(wanted, storage, kept, watch, heart.token, pool, table)
+    searcher.check()
     table.say(f"Search of {wanted.trials} trials in {wanted.folder}, kept in {mask_passwords(wanted.told.storage)}")
     # The innermost of these comes to its end first: the last beat says that nobody works on the trials any more.
-    with Heartbeat(storage, study_id) as heart, pool, stopped_by_signals(pool, wanted.grace):
+    with heart, pool, stopped_by_signals(pool, wanted.grace):
         with table:
-            watch = Watch(storage, study_id)
-            searcher = Searcher(wanted, storage, kept, watch, heart.token, pool, table)
             found = searcher.run()
         result = _result(wanted, study, found)
         table.say(result.text())
@@ -195,53 +243,19 @@ def _search(
 def _open_study(
     wanted: Wanted, storage: "BaseStorage", direction: Literal["minimize", "maximize"]
 ) -> "tuple[optuna.Study, BaseStorage, int]":
-    """Open the study, or make it; one that was begun otherwise is refused."""
+    """Open the study, or make it; one of the other direction is refused."""
     import optuna
 
     told = wanted.told
     study = optuna.create_study(
         storage=storage, study_name=told.study, direction=direction, load_if_exists=True, pruner=wanted.pruner
     )
-    study_id = storage.get_study_id_from_name(told.study)
-    asked: dict[str, Any] = {
-        "experiment": wanted.experiment.path,
-        "metric": told.metric,
-        "direction": direction,
-        "max_length": None if told.length is None else list(told.length),
-        "sampler": "grid" if wanted.grid is not None else "another",
-        "space": wanted.space.told(),
-        "params": fixed_values(wanted.experiment, wanted.fixed, wanted.space),
-    }
-    before = storage.get_study_system_attrs(study_id).get(_RECORD)
-    if before is None and study.get_trials(deepcopy=False):
+    if (before := study.direction.name.lower()) != direction:
         raise InvalidValueError(
-            f"The study is not one of trainlab's, and has trials. Received: {told.study!r} in "
-            f"{mask_passwords(told.storage)}. Pass another study."
+            f"A search of this name was begun otherwise. Received: direction: {direction!r}, and it has {before!r}. "
+            "Pass another study."
         )
-    if before is None:
-        storage.set_study_system_attr(study_id, _RECORD, asked)
-    before = storage.get_study_system_attrs(study_id)[_RECORD]
-    if differing := _differing(wanted.space, asked, before):
-        raise InvalidValueError(
-            f"A search of this name was begun otherwise. Received: {'; '.join(differing)}. Pass another study, or "
-            "begin anew "
-            f"without {mask_passwords(told.storage)}."
-        )
-    return study, storage, study_id
-
-
-def _differing(space: Space, asked: Mapping[str, Any], before: Mapping[str, Any]) -> list[str]:
-    """What a search was begun with otherwise, for people."""
-    names = [name for name in asked if name not in ("space", "params") and before.get(name) != asked[name]]
-    pairs = [(name, repr(asked[name]), repr(before.get(name))) for name in names]
-    if before["space"] != asked["space"]:
-        pairs.append(("space", *space.differing_from(before["space"])))
-    # A parameter that has come to the program since is no other value.
-    known = before.get("params", {})
-    pairs += [
-        (name, value, known[name]) for name, value in asked["params"].items() if name in known and known[name] != value
-    ]
-    return [f"{name}: {now}, and it has {then}" for name, now, then in pairs]
+    return study, storage, storage.get_study_id_from_name(told.study)
 
 
 def _result(wanted: Wanted, study: "optuna.Study", found: list[SearchTrial]) -> SearchResult:
@@ -315,20 +329,11 @@ def _fixed(params: Any, seed: int) -> dict[str, Any]:
 
 def _folder(experiment: "Experiment", params: Mapping[str, Any], study: str, output_dir: str | Path | None) -> Path:
     outer = current_run()
-    if output_dir is not None:
-        root = Path(output_dir)
-    elif outer is not None:
-        root = outer.output_dir / "runs"
-    else:
-        root = Path(experiment.read(params).params["output_dir"])
-    if re.match(r"\w+:/", str(root)):
-        raise InvalidValueError(f"A search's folder is one of this machine. Received: output_dir={str(root)!r}.")
-    path = root.expanduser().joinpath(*experiment.path.split("/"), f"search_{study}").absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unusable(path, "made", error) from error
-    return path
+    if output_dir is None and outer is not None:
+        output_dir = outer.output_dir / "runs"
+    elif output_dir is None:
+        output_dir = experiment.read(params).params["output_dir"]
+    return folder_of(experiment, "search", study, output_dir)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from trainlab.errors import InvalidTypeError, InvalidValueError
 from trainlab.experiments.searched import connect
@@ -56,8 +57,20 @@ def sqlite_url(path: Path) -> str:
 
     Returns:
         Such as "sqlite:////data/study.db".
+
+    Raises:
+        InvalidValueError: the path has a character that such a URL cannot have.
     """
-    return f"sqlite:///{os.path.abspath(path)}"
+    from sqlalchemy import make_url
+
+    place = os.path.abspath(path)
+    # SQLAlchemy unquotes the path from 2.1 on. Optuna fills in what stands in braces.
+    for text in (re.sub(r"[%?#{}]", lambda found: quote(found[0]), place), place):
+        if not re.search(r"[{}]", text) and make_url(url := f"sqlite:///{text}").database == place:
+            return url
+    raise InvalidValueError(
+        f"A SQLite file cannot be in a folder of such a name. Received: {place}. Pass another output_dir, or storage."
+    )
 
 
 def file_system(path: Path, mounts: str | os.PathLike[str] = _MOUNTS) -> str:
@@ -95,8 +108,14 @@ def check_local(url: str, mounts: str | os.PathLike[str] = _MOUNTS) -> None:
     Raises:
         InvalidValueError: it is in memory, or on a network's file system.
     """
-    name = url.partition(":///")[2].partition("?")[0]
-    if name in ("", ":memory:"):
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        name = make_url(url).database
+    except ArgumentError:
+        return  # which is told where it is opened
+    if name in (None, "", ":memory:"):
         raise InvalidValueError(
             f"A search's trials are processes of their own, which share no memory. Received: {mask_passwords(url)}. "
             "Name a file: sqlite:////data/study.db; or leave storage out."

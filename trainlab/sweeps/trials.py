@@ -10,17 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from trainlab.experiments.searched import REPEATS
+from trainlab.experiments.searched import ASKED_TO_STOP, REPEATS
 
 if TYPE_CHECKING:
     import optuna
     from optuna.storages import BaseStorage
     from optuna.trial import FrozenTrial
 
-__all__ = ["SearchTrial", "State", "Trials", "give_up"]
+__all__ = ["FIRST", "SearchTrial", "State", "Trials", "give_up"]
 
 State = Literal["running", "finished", "pruned", "failed"]
 
+# On an attempt at a trial: the number of the first one.
+FIRST = "trainlab:first"
+# On the first trial of all: what the search was begun with.
+_BEGUN = "trainlab:begun"
 _SEARCHER = "trainlab:searcher"
 _CRASHES = "trainlab:crashes"
 _SURPLUS = "trainlab:surplus"
@@ -45,6 +49,11 @@ class SearchTrial:
     def last(self) -> "FrozenTrial":
         """The attempt that counts."""
         return self.attempts[-1]
+
+    @property
+    def begun(self) -> Mapping[str, Any] | None:
+        """What the search was begun with, of its first trial; None of all others."""
+        return self.attempts[0].system_attrs.get(_BEGUN)
 
     @property
     def params(self) -> Mapping[str, Any]:
@@ -114,19 +123,22 @@ class Trials:
                 give_up(self._storage, trial)
         return found
 
-    def begin(self, searcher: str, trials: int) -> SearchTrial | None:
+    def begin(self, searcher: str, trials: int, begun: Mapping[str, Any] | None = None) -> SearchTrial | None:
         """Add a trial, without parameters yet.
 
         Args:
             searcher: who runs it.
             trials: how many count at most.
+            begun: what the search is begun with; of several searchers that begin it at once the first trial's counts.
+                Default None: there is a first trial.
 
         Returns:
             The trial; None if others have added as many meanwhile.
         """
         import optuna
 
-        template = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, system_attrs={_SEARCHER: searcher})
+        attributes = {_SEARCHER: searcher} if begun is None else {_SEARCHER: searcher, _BEGUN: dict(begun)}
+        template = optuna.trial.create_trial(state=optuna.trial.TrialState.RUNNING, system_attrs=attributes)
         trial_id = self._storage.create_new_trial(self._study_id, template)
         mine = next(trial for trial in self.read() if trial.last._trial_id == trial_id)
         if mine.position < trials:
@@ -135,13 +147,14 @@ class Trials:
         give_up(self._storage, mine.last)
         return None
 
-    def repeat(self, trial: SearchTrial, searcher: str, *, crashed: bool) -> SearchTrial | None:
+    def repeat(self, trial: SearchTrial, searcher: str, *, crashed: bool, is_drawn: bool = True) -> SearchTrial | None:
         """Add another attempt at a trial: with the same parameters, and what was reported so far.
 
         Args:
             trial: it.
             searcher: who runs it.
             crashed: whether the attempt before ended without a word under a living searcher.
+            is_drawn: whether all its parameters were drawn; if not, all are drawn anew. Default True.
 
         Returns:
             The trial with that attempt; None if another searcher was first.
@@ -149,14 +162,15 @@ class Trials:
         import optuna
 
         before = trial.last
-        attributes = {name: value for name, value in before.system_attrs.items() if name != "trainlab:asked_to_stop"}
+        attributes = {name: value for name, value in before.system_attrs.items() if is_drawn and name != ASKED_TO_STOP}
         template = optuna.trial.create_trial(
             state=optuna.trial.TrialState.RUNNING,
-            params=before.params,
-            distributions=before.distributions,
+            params=before.params if is_drawn else {},
+            distributions=before.distributions if is_drawn else {},
             user_attrs=before.user_attrs,
             system_attrs={
                 **attributes,
+                FIRST: trial.number,
                 REPEATS: before.number,
                 _SEARCHER: searcher,
                 _CRASHES: trial.crashes + crashed,
