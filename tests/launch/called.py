@@ -1,6 +1,7 @@
 """What the children of test_child.py do."""
 
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -59,6 +60,22 @@ def wait_for_ever(mark: Path) -> None:
     temporary.write_text(str(os.getpid()))
     temporary.rename(mark)
     threading.Event().wait()
+
+
+def leave_behind(mark: Path, *, waits: bool) -> None:
+    """Start a process that does not hear SIGTERM, tell both numbers, and end, or wait."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        os.write(write, b".")
+        threading.Event().wait()
+    os.read(read, 1)
+    temporary = mark.with_suffix(".tmp")
+    temporary.write_text(f"{os.getpid()} {pid}")
+    temporary.rename(mark)
+    if waits:
+        threading.Event().wait()
 
 
 def _refuse() -> None:

@@ -2,11 +2,13 @@
 
 import os
 import queue
+import resource
 import signal
 import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +39,22 @@ if __name__ == "__main__":
     child.join()
 """
 
+FORKED = """
+import os, sys, threading
+from pathlib import Path
+from functools import partial
+from tests.launch.called import leave_behind
+from trainlab.launch.child import ChildProcess
+
+if __name__ == "__main__":
+    child = ChildProcess(partial(leave_behind, Path(sys.argv[1]), waits=True))
+    child.start()
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)
+        threading.Event().wait()
+    child.join()
+"""
+
 UNGUARDED = """
 from trainlab.launch.child import ChildProcess
 
@@ -45,7 +63,7 @@ def work():
 
 child = ChildProcess(work).start()
 child.join()
-print("exit status", child.exitcode)
+print("exit status", child.exitcode, bool(child.unguarded))
 print(child.error)
 """
 
@@ -100,6 +118,59 @@ def test_a_child_is_killed_with_its_parent(tmp_path: Path, starter: str) -> None
         parent.kill()
         parent.wait()
     until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "the child lives on")
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody waits for is a zombie where no init does."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_what_a_child_leaves_behind_is_gone_when_it_has_ended(tmp_path: Path, is_killed: bool) -> None:
+    """Whoever is told of a process's end finds nothing more of it running, however it ended."""
+    mark = tmp_path / "pids"
+    child = ChildProcess(partial(called.leave_behind, mark, waits=is_killed)).start()
+    if is_killed:
+        until(mark.exists, "it was not started")
+        child.kill()
+    child.join(PATIENCE)
+    assert child.exitcode == (-signal.SIGKILL if is_killed else 0)
+    until(lambda: all(is_gone(int(pid)) for pid in mark.read_text().split()), "a process lives on")
+
+
+def test_nothing_of_a_child_outlives_a_killed_parent(tmp_path: Path) -> None:
+    """kill -9 of a program ends what its children have started too, also while a fork of the program lives on."""
+    (tmp_path / "parent.py").write_text(FORKED)
+    mark = tmp_path / "pids"
+    parent = subprocess.Popen(
+        [sys.executable, str(tmp_path / "parent.py"), str(mark)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert parent.stdout is not None
+    fork = int(parent.stdout.readline())
+    try:
+        until(mark.exists, "the child was not started")
+        pids = [int(pid) for pid in mark.read_text().split()]
+        parent.kill()
+        parent.wait()
+        until(lambda: all(map(is_gone, pids)), "a process lives on")
+        assert not is_gone(fork)
+    finally:
+        parent.kill()
+        os.kill(fork, signal.SIGKILL)
+        parent.stdout.close()
+
+
+def test_an_error_is_told_where_its_output_cannot_be_written() -> None:
+    """On a full disk the error that a function raised is still told, and not that there is no space to print it."""
+    child = ChildProcess(called.fail, output=Path("/dev/full")).start()
+    with pytest.raises(RankFailedError, match="the user's mistake"):
+        child.result()
 
 
 def test_an_error_is_told_with_its_traceback(tmp_path: Path) -> None:
@@ -168,7 +239,7 @@ def test_a_script_that_starts_children_when_it_is_imported_is_told(tmp_path: Pat
         timeout=PATIENCE,
         check=False,
     )
-    assert "exit status 1" in done.stdout, done.stdout + done.stderr
+    assert "exit status 1 True" in done.stdout, done.stdout + done.stderr
     assert 'Put what starts it under `if __name__ == "__main__":`' in done.stdout
 
 
@@ -177,5 +248,30 @@ def test_what_cannot_be_started_is_an_error(tmp_path: Path) -> None:
     lock = threading.Lock()
     with pytest.raises(LaunchError, match="cannot be sent to other processes"):
         ChildProcess(lambda: lock)
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(LaunchError, match="cannot be started: .*No such file"):
         ChildProcess(called.fail, output=tmp_path / "absent" / "output.txt").start()
+
+
+def test_a_signal_without_a_name_is_told_by_its_number() -> None:
+    """A process that a real-time signal has killed is told as such."""
+    child = ChildProcess(called.kill_itself, (signal.SIGRTMIN + 6,)).start()
+    with pytest.raises(RankFailedError, match=rf"by signal {signal.SIGRTMIN + 6}\."):
+        child.result()
+
+
+def test_a_child_that_cannot_be_started_leaves_nothing_open(tmp_path: Path) -> None:
+    """Without descriptors to start it with, a child is a LaunchError, leaves none open, and can be started later."""
+    before = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    child = ChildProcess(called.leave, (0,), output=tmp_path / "output.txt")
+    for spare in range(6):
+        unused = os.open("/dev/null", os.O_RDONLY)
+        os.close(unused)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (unused + spare, hard))
+        try:
+            with pytest.raises(LaunchError, match="cannot be started: .*Too many open files"):
+                child.start()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert len(os.listdir("/proc/self/fd")) == before
+    assert child.start().result() is None

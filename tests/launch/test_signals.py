@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -149,3 +151,18 @@ def test_the_command_line_ends_with_the_signals_status(tmp_path: Path, number: s
         launcher.send(number, group=number == signal.SIGINT)
         assert launcher.wait() == 128 + number, launcher.said()
         assert launcher.left() == NOTHING
+
+
+def test_ctrl_c_while_a_rank_is_loading_is_no_error(tmp_path: Path) -> None:
+    """A rank that Ctrl-C reaches before it has begun its function ends with 130, and shows no traceback."""
+    (tmp_path / "task-0").write_bytes(b"")
+    os.mkfifo(tmp_path / "variables")
+    command = [sys.executable, "-m", "trainlab.launch.rank", str(tmp_path)]
+    environment = {**os.environ, "LOCAL_RANK": "0", "PYTHONPATH": os.getcwd()}
+    with subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as rank:
+        writer = os.open(tmp_path / "variables", os.O_RDWR)
+        until(lambda: not (tmp_path / "task-0").exists(), lambda: "it has not begun")
+        rank.send_signal(signal.SIGINT)
+        assert rank.communicate(timeout=60)[1] == ""
+        os.close(writer)
+    assert rank.returncode == 130

@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 import trainlab
 from trainlab.launch import Platform
@@ -15,6 +15,7 @@ class Task(BaseModel):
     """The parameters of ``work``."""
 
     number: int
+    token: SecretStr = SecretStr("nothing")
 
 
 @trainlab.experiment
@@ -22,6 +23,8 @@ def work(task: Task) -> dict[str, float]:
     """Fail at number 1 until somebody has mended it, and say where it runs."""
     if task.number == 1 and not Path("mended").exists():
         raise ArithmeticError("number 1 is not mended")
+    if str(task.number) == os.environ.get("EXITS"):
+        sys.exit(3)
     return {"score": task.number / 2, "job": float(os.environ.get("SLURM_JOB_ID", "0"))}
 
 
@@ -30,7 +33,8 @@ if __name__ == "__main__":
     options = dict(option.split("=") for option in rest)
     wait = options.pop("wait", "1") == "1"
     platform = Platform(device="slurm", executor=executor, time=10, wait=wait, **options)
-    tasks = [{"number": number} for number in range(int(count))]
+    token = os.environ.get("TOKEN", "nothing")
+    tasks = [{"number": number, "token": token} for number in range(int(count))]
     result = run_parameter_sweep(work, tasks, name="jobs", output_dir=output_dir, platform=platform)
     for run in result:
         print(run.status, run.is_skipped, run.metrics.get("score"))

@@ -57,11 +57,15 @@ def test_no_gpus_can_be_asked_for() -> None:
 
 
 @pytest.mark.parametrize("wrong", [3, -1])
-def test_more_gpus_than_there_are_is_an_error(wrong: int) -> None:
-    """Who asks for GPUs that are not there is told which are."""
+def test_more_gpus_than_there_are_is_an_error(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for GPUs that are not there is told which are, and by which variable."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     with pytest.raises(InvalidValueError, match=rf"num_gpus_per_process={wrong}.*2 \(5, 7\).*from 0 to 2"):
         Gpus(["5", "7"], wrong)
     with pytest.raises(InvalidValueError, match="none. Pass None"):
+        Gpus([], 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    with pytest.raises(InvalidValueError, match="none, by CUDA_VISIBLE_DEVICES='-1'. Pass None"):
         Gpus([], 1)
     with pytest.raises(InvalidTypeError, match="is an int"):
         Gpus(["5"], True)

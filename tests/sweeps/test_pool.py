@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.sweeps.programs import Training, train, wait
+from tests.sweeps.programs import train, wait
 from trainlab.errors import InvalidStateError, InvalidTypeError, InvalidValueError
+from trainlab.launch import Platform, launch
 from trainlab.runs.listing import read_run
 from trainlab.sweeps.gpus import Gpus
 from trainlab.sweeps.pool import Finished, Job, Pool
-from trainlab.sweeps.worker import plain_result, run_job
+from trainlab.sweeps.worker import run_job
 
 PATIENCE = 60.0
 
@@ -52,6 +53,7 @@ def test_gpus_come_back_however_a_run_ends(tmp_path: Path) -> None:
                 finished = ended(pool)
                 found[finished.job.key] = finished
             running = pool.submit(job(key, tmp_path, end=end))
+            assert running is not None
             assert len({one.gpus for one in pool.running}) == len(pool.running) and len(running.gpus) == 1
             given.extend(running.gpus)
         while pool.running:
@@ -59,7 +61,7 @@ def test_gpus_come_back_however_a_run_ends(tmp_path: Path) -> None:
             found[finished.job.key] = finished
     assert [(tmp_path / key / "starts").read_text().split()[1] for key in ends] == given
     assert {key: one.exitcode for key, one in found.items()} == {"a": 3, "b": -signal.SIGKILL, "c": 3, "d": 0}
-    assert found["d"].result == {"score": 0.2} and found["d"].error == "" and found["a"].error == "SystemExit: 3"
+    assert found["d"].error == "" and found["a"].error == "SystemExit: 3"
     assert gpus.take() != gpus.take()
     statuses = {key: run.status for key in ends if (run := read_run(tmp_path / key)) is not None}
     assert statuses == {"a": "failed", "b": "crashed", "c": "failed", "d": "finished"}
@@ -80,15 +82,27 @@ def test_a_stopped_pool_lets_runs_end_and_kills_what_does_not(tmp_path: Path) ->
         assert ended(pool).exitcode == -signal.SIGKILL
         with pytest.raises(InvalidStateError, match="No job runs"):
             pool.wait()
-        with pytest.raises(InvalidStateError, match="the pool is stopped or full"):
-            pool.submit(job("late", tmp_path))
+        assert pool.submit(job("late", tmp_path)) is None
     runs = [read_run(tmp_path / key) for key in ("obeys", "does not")]
     assert [run.status for run in runs if run is not None] == ["interrupted", "crashed"]
     # Begun again in the same folders, they come to their end: once each, whoever asks for it again.
     for _ in range(2):
-        assert run_job(wait, {"number": 1}, tmp_path / "obeys") == 1.0
+        run_job(wait, {"number": 1}, tmp_path / "obeys")
+    run_job(wait, {"number": 1}, tmp_path / "obeys", is_job=True)
     record = read_run(tmp_path / "obeys")
     assert record is not None and [one["status"] for one in record.record["starts"]] == ["interrupted", "finished"]
+
+
+@pytest.mark.slow
+def test_a_job_of_several_ranks_leaves_a_finished_run_alone(tmp_path: Path) -> None:
+    """A job that is requeued after its run's last line does not repeat it, on any of its ranks."""
+    for _ in range(2):
+        launch(
+            run_job, train, {}, tmp_path / "run", is_job=True, platform=Platform(device="cpu", processes=2, timeout=60)
+        )
+    record = read_run(tmp_path / "run")
+    assert record is not None and [one["status"] for one in record.record["starts"]] == ["finished"]
+    assert len((tmp_path / "run" / "starts").read_text().splitlines()) == 2
 
 
 def test_an_error_in_the_block_leaves_no_process(tmp_path: Path) -> None:
@@ -126,10 +140,3 @@ def test_a_wrong_number_of_processes_is_an_error(number: Any, error: type[Except
     """max_num_processes is an int of at least 1."""
     with pytest.raises(error, match=f"max_num_processes is .*Received: {number!r}"):
         Pool(number)
-
-
-def test_only_numbers_are_handed_back() -> None:
-    """Of what a main function returns numbers reach the sweep, and a model or a tensor does not cross processes."""
-    assert plain_result({"a": 1, "b": 0.5}) == {"a": 1, "b": 0.5} and plain_result(3) == 3
-    assert plain_result({"a": "text"}) is None and plain_result(threading.Lock()) is None
-    assert plain_result(Training()) is None and plain_result(None) is None

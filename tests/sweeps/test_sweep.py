@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 
 import trainlab
 from tests.sweeps.programs import Training, train
+from trainlab.cli.run_names import NamedRuns
 from trainlab.errors import InvalidTypeError, InvalidValueError, RunFolderError, SweepError
 from trainlab.runs.folder_lock import take_lock
 from trainlab.sweeps import SweepResult, param_matrix, run_parameter_sweep
@@ -110,11 +112,12 @@ def test_finished_runs_are_left_alone_and_others_repeated(
     assert again.text() == "3 runs: 3 finished (2 before)"
 
 
-def test_a_failure_can_end_the_sweep() -> None:
-    """With keep_going=False the first failure ends what runs, and starts nothing more."""
+@pytest.mark.parametrize("options", [{"keep_going": False}, {"fail_fast": True}])
+def test_a_failure_can_end_the_sweep(options: dict[str, bool]) -> None:
+    """With keep_going=False, or fail_fast=True, the first failure ends what runs, and starts nothing more."""
     matrix = [{"depth": depth, "end": "exit"} for depth in range(3)]
     with pytest.raises(SweepError, match=r"1 failed, 2 not started") as caught:
-        run_parameter_sweep(train, matrix, keep_going=False)
+        run_parameter_sweep(train, matrix, **options)  # type: ignore[arg-type]
     assert isinstance(caught.value.result, SweepResult)
     assert [run.status for run in caught.value.result] == ["failed", "not started", "not started"]
     assert caught.value.result[0].exitcode == 3
@@ -130,8 +133,13 @@ def test_a_failure_can_end_the_sweep() -> None:
         ({"max_num_processes": 0}, InvalidValueError, "at least 1"),
         ({"num_gpus_per_process": 99}, InvalidValueError, "num_gpus_per_process=99"),
         ({"grace": -1}, InvalidValueError, "grace is"),
+        ({"grace": float("nan")}, InvalidValueError, "grace is"),
+        ({"keep_going": "no"}, InvalidTypeError, "keep_going is True or False. Received: 'no'"),
+        ({"fail_fast": 1}, InvalidTypeError, "fail_fast is True or False"),
+        ({"keep_going": True, "fail_fast": False}, InvalidValueError, "Pass one of them"),
         ({"name": "a/b"}, InvalidValueError, "'a/b'"),
         ({"output_dir": "s3://bucket/runs"}, InvalidValueError, "s3://bucket/runs"),
+        ({"list_of_params": [{"output_dir": "s3://bucket/runs"}]}, InvalidValueError, "s3://bucket/runs"),
         ({"list_of_params": [{"output_dir": "a"}, {"output_dir": "b"}]}, InvalidValueError, "output_dir a, b"),
     ],
 )
@@ -167,11 +175,80 @@ def test_a_changed_list_goes_on_under_its_name(caplog: pytest.LogCaptureFixture)
 
 
 def test_a_run_of_other_values_is_not_taken_for_this_one() -> None:
-    """Where a default that is not in the list has changed since, finished runs are not passed off as the new ones."""
-    run_parameter_sweep(train, [{"depth": 1}], name="mine")
+    """Where a default has changed since, or the folder is another run's, no finished run is passed off as new."""
+    result = run_parameter_sweep(train, [{"depth": 1}], name="mine")
     changed = trainlab.experiment(name="train", defaults={"optimizer.lr": 0.7})(train.main)
     with pytest.raises(RunFolderError, match=r"000 of this sweep.*optimizer.lr was 0.1 and is 0.7.*another name"):
         run_parameter_sweep(changed, [{"depth": 1}], name="mine")
+    file = result[0].folder / "run.json"
+    file.write_text(file.read_text().replace('"depth": 1', '"depth": 9'))
+    with pytest.raises(RunFolderError, match=r"000 of this sweep.*depth was 9 and is 1"):
+        run_parameter_sweep(train, [{"depth": 1}], name="mine")
+
+
+def test_runs_are_known_again_without_their_list(tmp_path: Path) -> None:
+    """Where sweep.json is lost, a finished run is found by what it was made with, and never taken for another one."""
+    first = run_parameter_sweep(train, [{"depth": 1}, {"depth": 2, "token": "mine"}], name="mine")
+    (first.folder / "sweep.json").unlink()
+    wanted = [{"depth": 5}, {"depth": 2, "token": "yours"}, {"depth": 1}]
+    second = run_parameter_sweep(train, wanted, name="mine")
+    assert [run.is_skipped for run in second] == [False, False, True]
+    assert second[2].folder == first[0].folder and [run.folder.name[:3] for run in second] == ["002", "003", "000"]
+    assert [run.metrics["score"] for run in second] == pytest.approx([0.5, 0.2, 0.1])
+
+
+def test_a_damaged_list_is_told_with_what_to_do() -> None:
+    """Whatever sweep.json holds in place of its list, the error says how to go on, and that works."""
+    first = run_parameter_sweep(train, [{"depth": 1}], name="mine")
+    file = first.folder / "sweep.json"
+    without_runs = json.dumps({**json.loads(file.read_text()), "runs": [{}]})
+    for content in ("{", "{}", "[]", '{"format": 1}', '{"format": 1, "experiment": "x", "runs": []}', without_runs):
+        file.write_text(content)
+        with pytest.raises(RunFolderError, match="list cannot be read.*Remove this file"):
+            run_parameter_sweep(train, [{"depth": 1}], name="mine")
+    file.unlink()
+    assert run_parameter_sweep(train, [{"depth": 1}], name="mine")[0].is_skipped
+
+
+def test_a_damaged_run_is_not_taken_for_a_finished_one() -> None:
+    """A record that says no more than "finished" is repeated; of one that cannot be read it is told what to do."""
+    first = run_parameter_sweep(train, [{"depth": 1}], name="mine")
+    (first[0].folder / "run.json").write_text('{"status": "finished", "starts": [{}]}')
+    second = run_parameter_sweep(train, [{"depth": 1}], name="mine")
+    assert not second[0].is_skipped and second[0].metrics["score"] == pytest.approx(0.1)
+    (first[0].folder / "run.json").write_text("{")
+    with pytest.raises(SweepError, match="damaged: (.|\n)*remove the folder before") as caught:
+        run_parameter_sweep(train, [{"depth": 1}], name="mine")
+    assert isinstance(caught.value.result, SweepResult) and caught.value.result[0].status == "damaged"
+    shutil.rmtree(first[0].folder)
+    assert run_parameter_sweep(train, [{"depth": 1}], name="mine")[0].metrics["score"] == pytest.approx(0.1)
+
+
+def test_an_experiment_inside_of_a_function_is_told() -> None:
+    """What no other process can find is an error that says where to define it, before there is a folder."""
+
+    @trainlab.experiment
+    def inner(params: dict[str, object]) -> None:
+        """Is found by nobody."""
+
+    with pytest.raises(InvalidValueError, match="defined inside of a function.*at the top level of a module"):
+        run_parameter_sweep(inner, [{}])
+    assert not Path("runs").exists()
+
+
+def test_a_sweep_is_no_run_for_the_command_line() -> None:
+    """Who asks `trainlab runs show` for a sweep's folder is told which command tells of its runs."""
+    (folder := Path("sweep_mine")).mkdir()
+    (folder / "sweep.json").write_text("{}")
+    with pytest.raises(RunFolderError, match="sweep's, and not a run's.*`trainlab runs list sweep_mine`"):
+        NamedRuns("runs", {}).found(str(folder))
+
+
+def test_a_place_that_cannot_be_used_is_told_by_its_option() -> None:
+    """Who names a file as the folder is told to choose another output_dir, which is what the option is called."""
+    Path("taken").touch()
+    with pytest.raises(RunFolderError, match="a file is in its place. Choose another output_dir"):
+        run_parameter_sweep(train, [{"depth": 1}], output_dir="taken")
 
 
 def test_secrets_are_in_no_file_of_a_sweep(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_a_terminal_shows_the_runs_as_they_are(tmp_path: Path) -> None:
     """Each run's parameters, state, last metrics and GPU are in the table, read from a run that is on its way too."""
     table, entries, output = made(tmp_path, 4, 40, is_terminal=True)
     entries[0].folder.mkdir()
-    (entries[0].folder / "run.json").write_text(json.dumps({"status": "running", "name": "train"}))
+    (entries[0].folder / "run.json").write_text(json.dumps({"status": "running", "name": "train", "starts": [{}]}))
     line = {"kind": "validation", "metrics": {"accuracy": 0.91234, "loss": "NaN"}}
     (entries[0].folder / "metrics.jsonl").write_text(json.dumps(line) + "\n" + '{"kind": "tra')
     with table:
@@ -76,6 +76,16 @@ def test_a_long_sweep_fits_on_its_terminal(tmp_path: Path) -> None:
     assert sum(f" {number:03d} " in output.getvalue() for number in range(60)) == 60
 
 
+def test_a_title_has_one_line(tmp_path: Path) -> None:
+    """What the sweep is called and how it is are read at a glance, though the table below is narrower."""
+    _, entries, output = made(tmp_path, 2, 40, is_terminal=True)
+    title = "group/train · a name as long as the forty-nine columns of its table"
+    console = Console(file=output, force_terminal=True, width=150, height=40, color_system=None)
+    with SweepTable(title, entries, console=console):
+        pass
+    assert any(f"{title} · 2 waiting · 0.0 s" in line for line in output.getvalue().splitlines())
+
+
 def test_without_a_terminal_there_are_lines(tmp_path: Path) -> None:
     """A log of a sweep has a line for each start and end, with the metrics or the error, and no drawing."""
     table, entries, output = made(tmp_path, 3, 20, is_terminal=False)
@@ -83,7 +93,9 @@ def test_without_a_terminal_there_are_lines(tmp_path: Path) -> None:
         table.started(entries[0].key, ("3", "4"))
         table.refresh([running(entries[0])])
         table.ended(run_of(entries[0], "finished", score=0.25), 3.21)
-        table.ended(run_of(entries[1], "failed", "Traceback\nValueError: [bold]boom"), 4.0)
+        table.ended(
+            run_of(entries[1], "failed", "Traceback (most recent call last):\n  …\nValueError: [bold]boom"), 4.0
+        )
         table.ended(run_of(entries[2], "crashed", "was ended by SIGKILL"))
     assert output.getvalue().splitlines() == [
         "000_depth=0: started on GPU 3, 4",

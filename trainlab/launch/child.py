@@ -1,14 +1,16 @@
 """ChildProcess: a call in a process of its own, which ends with this one. The child runs this file's ``main``."""
 
-import ctypes
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from multiprocessing import spawn
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,14 @@ from typing import Any
 from trainlab.errors import InvalidStateError, LaunchError, RankFailedError
 from trainlab.launch.call import Call, can_import_main
 from trainlab.launch.worker import pickled
-from trainlab.runs.traceback_text import told_traceback
+from trainlab.runs.ending import name_of_signal
+from trainlab.runs.traceback_text import reason_of, told_text, told_traceback
 
 __all__ = ["ChildProcess", "main"]
 
-_PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 1.0
+# What a process has left behind has so long to end.
+_ENDING_SECONDS = 1.0
 # What tells this process where it stands among ranks, and which launch it is of: not the child's.
 _OF_THIS_RANK = (
     *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "GROUP_WORLD_SIZE", "ROLE_RANK"),
@@ -35,8 +40,9 @@ _OF_THIS_RANK = (
 class ChildProcess:
     """A function's call in a new process, which imports the program anew and is killed when this one ends.
 
-    It has a process group of its own, so that Ctrl-C reaches only this process, and no standard input. Of this
-    process's place among ranks it knows nothing.
+    It has a process group of its own, so that Ctrl-C reaches only this process, and no standard input. What it has
+    started and left in that group gets SIGTERM when it has ended, however that was, and a second later SIGKILL. Of
+    this process's place among ranks it knows nothing.
 
     Args:
         function: what to call; found by its module and name.
@@ -69,10 +75,10 @@ class ChildProcess:
         self._environment, self._output, self._when_ended = dict(environment or {}), output, when_ended
         self._ended = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
-        self._answer: tuple[str, Any] | None = None
+        self._answer: tuple[Any, ...] | None = None
 
     def start(self) -> "ChildProcess":
-        """Start the process; of threads that start some the main one is the best, for a thread's end may end them.
+        """Start the process.
 
         Returns:
             This object.
@@ -88,43 +94,47 @@ class ChildProcess:
                 f"{self.name} was to be started while a new process imported the script. Put what starts it under "
                 '`if __name__ == "__main__":`, so that only the script itself does.'
             )
-        output = None if self._output is None else self._output.open("ab")
-        job, answer = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115  # the thread closes them
-        job.write(self._job)
-        job.seek(0)
-        # This process's end of it is closed whenever and however this process ends.
-        life_of_parent, held = os.pipe()
         try:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, *map(str, (job.fileno(), answer.fileno(), life_of_parent))],
+            with ExitStack() as opened:
+                answer = opened.enter_context(tempfile.TemporaryFile())
+                # This process's end of it is closed whenever and however this process ends.
+                life_of_parent, held = os.pipe()
+                opened.callback(os.close, held)
+                self._process = self._popen(answer, life_of_parent)
+                opened.pop_all()
+        except OSError as error:
+            raise LaunchError(f"The process of {self.name} cannot be started: {error}.") from error
+        self._job = b""
+        threading.Thread(target=self._wait, args=(answer, held), name=f"trainlab-{self.name}", daemon=True).start()
+        return self
+
+    def _popen(self, answer: Any, life_of_parent: int) -> "subprocess.Popen[bytes]":
+        with ExitStack() as handed:
+            handed.callback(os.close, life_of_parent)
+            output = None if self._output is None else handed.enter_context(self._output.open("ab"))
+            job = handed.enter_context(tempfile.TemporaryFile())
+            job.write(self._job)
+            job.seek(0)
+            descriptors = (job.fileno(), answer.fileno(), life_of_parent)
+            return subprocess.Popen(
+                [sys.executable, "-c", _PROGRAM, *map(str, descriptors)],
                 env=self._variables(),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output and subprocess.STDOUT,
-                pass_fds=(job.fileno(), answer.fileno(), life_of_parent),
+                pass_fds=descriptors,
             )
-        except OSError as error:
-            os.close(held)
-            answer.close()
-            raise LaunchError(f"The process of {self.name} cannot be started: {error}.") from error
-        finally:
-            os.close(life_of_parent)
-            job.close()
-            if output is not None:
-                output.close()
-        threading.Thread(target=self._wait, args=(answer, held), name=f"trainlab-{self.name}", daemon=True).start()
-        return self
 
     def _variables(self) -> dict[str, str]:
         variables: dict[str, str | None] = {**os.environ, **dict.fromkeys(_OF_THIS_RANK), **self._environment}
-        main_thread = threading.current_thread() is threading.main_thread()
-        variables["TRAINLAB_PARENT_PID"] = str(os.getpid()) if main_thread else None
+        variables["TRAINLAB_PARENT_PID"] = str(os.getpid())
         variables["TRAINLAB_CHILD_PATH"] = self._path
         return {name: value for name, value in variables.items() if value is not None}
 
     def _wait(self, answer: Any, held: int) -> None:
         assert self._process is not None  # start has set it; kept for the type checker
         self._process.wait()
+        _end_group(self._process.pid)
         os.close(held)
         with answer:
             answer.seek(0)
@@ -152,7 +162,12 @@ class ChildProcess:
     @property
     def error(self) -> str:
         """The traceback of what ended it; "" for none, or before its end."""
-        return str(self._answer[1]) if self._answer is not None and self._answer[0] == "error" else ""
+        return str(self._answer[1]) if self._answer is not None and self._answer[0] in ("error", "unguarded") else ""
+
+    @property
+    def unguarded(self) -> str:
+        """What is to be said of a script that starts processes on import, where that has ended it; else ""."""
+        return str(self._answer[2]) if self._answer is not None and self._answer[0] == "unguarded" else ""
 
     def is_alive(self) -> bool:
         """Tell whether it was started and has not ended."""
@@ -200,13 +215,26 @@ class ChildProcess:
         self.join()
         if self.exitcode == 0 and not self.error:
             return self._answer[1] if self._answer is not None else None
-        how = f"by {signal.Signals(-self.exitcode).name}" if self.exitcode < 0 else f"with status {self.exitcode}"  # type: ignore[operator]  # it has ended
-        last = f": {self.error.strip().splitlines()[-1]}" if self.error.strip() else "."
+        assert self.exitcode is not None  # it has ended; kept for the type checker
+        how = f"by {name_of_signal(-self.exitcode)}" if self.exitcode < 0 else f"with status {self.exitcode}"
+        last = f": {reason_of(self.error)}" if self.error.strip() else "."
         raise RankFailedError(
             f"The process of {self.name} (number {self.pid}) ended {how}{last}",
             exitcode=self.exitcode,
             traceback=self.error,
         )
+
+
+def _end_group(group: int) -> None:
+    """End what a process has left behind."""
+    end = time.monotonic() + _ENDING_SECONDS
+    with suppress(ProcessLookupError, PermissionError):  # nothing is there any more, or only another user's
+        # multiprocessing's tracker of shared memory does not hear it, and ends when it has tidied up.
+        os.killpg(group, signal.SIGTERM)
+        while time.monotonic() < end:
+            os.killpg(group, 0)
+            time.sleep(0.01)
+        os.killpg(group, signal.SIGKILL)
 
 
 # Not `-m`, which would import the module twice. trainlab is found where this process has found it.
@@ -226,9 +254,10 @@ def main(job: int, answer: int, life_of_parent: int) -> None:
     """
     for descriptor in (job, answer, life_of_parent):
         os.set_inheritable(descriptor, False)
-    _end_with_parent(life_of_parent)
     if os.getpgrp() != os.getpid():
         os.setpgid(0, 0)
+    parent = int(os.environ.pop("TRAINLAB_PARENT_PID"))
+    threading.Thread(target=_watch, args=(life_of_parent, parent), name="trainlab-parent", daemon=True).start()
     with open(job, "rb") as file:
         prepared, content = pickle.load(file)
     told, status = _answer_to(prepared, content)
@@ -252,22 +281,24 @@ def _answer_to(prepared: dict[str, Any], content: bytes) -> tuple[bytes, int | s
             ) from error
         return pickle.dumps(("result", pickled(call()))), 0
     except SystemExit as error:
-        return b"" if error.code in (None, 0) else pickle.dumps(("error", f"SystemExit: {error.code}")), error.code
+        if error.code in (None, 0):
+            return b"", error.code
+        told = told_text(str(error.code))
+        return pickle.dumps(("error", f"SystemExit: {told}")), error.code if isinstance(error.code, int) else told
     except BaseException as error:
         text = told_traceback(error)
-        sys.stderr.write(text)
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):  # the disk may be full, which may be what is to be told
+            sys.stderr.write(text)
+            sys.stderr.flush()
+        if isinstance(error, LaunchError) and "TRAINLAB_IMPORTING" in os.environ:
+            return pickle.dumps(("unguarded", text, str(error))), 1
         return pickle.dumps(("error", text)), 128 + signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _end_with_parent(life: int) -> None:
-    parent = os.environ.pop("TRAINLAB_PARENT_PID", None)
-    if parent is not None and sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    threading.Thread(target=_watch, args=(life,), name="trainlab-parent", daemon=True).start()
-
-
-def _watch(life: int) -> None:
-    # A fork of this process has the descriptor, but not the thread, and its parent's end is seen by its own means.
-    os.read(life, 1)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _watch(life: int, parent: int) -> None:
+    # A fork of the parent may hold the other end of the pipe, too, and outlive it.
+    pipe = select.poll()
+    pipe.register(life, select.POLLIN)
+    while os.getppid() == parent and not pipe.poll(_LOOK_SECONDS * 1000):
+        pass
+    os.killpg(os.getpid(), signal.SIGKILL)

@@ -27,6 +27,8 @@ _LATE_SECONDS = 20.0
 # Without an answer of SLURM's.
 _PATIENCE_SECONDS = 1800.0
 _LINES = 20
+# After these ends nobody puts a job back into the queue.
+_OVER = {"COMPLETED", "FAILED", "CANCELLED"}
 _WHY = {
     "CANCELLED": "was cancelled",
     "TIMEOUT": "ran into its time limit",
@@ -61,6 +63,11 @@ class JobRecord:
     files: Path
     host: str = ""
 
+    @property
+    def path(self) -> Path:
+        """The file of it."""
+        return self.folder / _FILE
+
     def write(self, **more: Any) -> None:
         """Write ``job.json`` into the job's folder.
 
@@ -72,7 +79,7 @@ class JobRecord:
         content |= {"folder": "", "files": os.path.relpath(self.files, self.folder)}
         temporary = self.folder / f".{_FILE}.{os.getpid()}.tmp"
         temporary.write_text(json.dumps(content, indent=1), encoding="utf-8")
-        temporary.replace(self.folder / _FILE)
+        temporary.replace(self.path)
 
     @classmethod
     def read(cls, folder: Path) -> "tuple[JobRecord, str | None]":
@@ -178,6 +185,8 @@ class JobHandle(Generic[T]):
             self._ended, self._written = state, True
             if self._record.executor != "debug":
                 self._record.write(state=state)
+            if state in _OVER:
+                self.remove_call()
         return state
 
     @property
@@ -283,6 +292,13 @@ class JobHandle(Generic[T]):
         if self._record.executor == "local":
             self._cancelled.touch()
 
+    def remove_call(self) -> None:
+        """Remove what was submitted, whose arguments may be secret; the job cannot be put back into the queue then.
+
+        A job that has come to its end has done so itself, or else whoever looks at it when it is over.
+        """
+        (self._record.files / f"{self.job_id}_submitted.pkl").unlink(missing_ok=True)
+
     def logs(self, rank: int = 0) -> str:
         """Give what a rank has written so far, over all of its attempts.
 
@@ -378,18 +394,18 @@ class JobHandle(Generic[T]):
             why = f"was told to end, and is not requeued: {_read(found)['told']}"
             saved = next((_read(path)["path"] for path in notes.glob("rank-*.checkpoint.json")), None)
             last = f"Its newest checkpoint: {saved}" if saved else self._last_lines(0)
-            return RankFailedError(f"{self._title} {why}. {last}")
+            return RankFailedError(f"{self._title} {why}.\n{last}".rstrip())
         is_told = _is_noted(notes, "error") or (state not in _WHY and _is_noted(notes, "failure", "exit"))
         if state == "CANCELLED" or not is_told:
             why = _WHY.get(state, f"ended as {state} without a result")
-            return LaunchError(f"{self._title} {why}. {self._last_lines(0)}")
+            return LaunchError(f"{self._title} {why}.\n{self._last_lines(0)}".rstrip())
         exits = {_rank_of(path): _read(path)["code"] for path in notes.glob("*.exit.json")}
         first = FirstFailure.of(notes, exits, self.ranks)
         rank = first.rank if 0 <= first.rank < self.ranks else None
         log = f"The whole log: {self.log(rank or 0)}" if self.log(rank or 0).exists() else ""
-        told = f"\n\n{first.traceback.rstrip()}\n\n{log}" if first.traceback else f" {self._last_lines(rank or 0)}"
+        told = f"\n\n{first.traceback.rstrip()}\n\n{log}" if first.traceback else f"\n{self._last_lines(rank or 0)}"
         return RankFailedError(
-            f"{self._title} ended as {state}. {first.headline.rstrip('.')}.{told}",
+            f"{self._title} ended as {state}. {first.headline.rstrip('.')}.{told}".rstrip(),
             rank=rank,
             exitcode=first.exitcode,
             traceback=first.traceback,

@@ -56,15 +56,19 @@ class RankTask:
             if self.platform.executor != "debug":
                 self._prepare()
             try:
-                return self._run()
+                result = self._run()
             except SystemExit as error:
-                if error.code in {None, 0}:
-                    return pickle.dumps(None)
-                _note_exit(error.code)
-                raise
+                if error.code not in {None, 0}:
+                    _note_exit(error.code)
+                    raise
+                result = pickle.dumps(None)
             except BaseException as error:
                 note_error(error)
+                if isinstance(error, Exception):  # of a signal that requeues the job it is a SystemExit
+                    self._remove_call(is_shared=True)
                 raise
+            self._remove_call(is_shared=False)
+            return result
 
     def checkpoint(self) -> "DelayedSubmission | None":
         """Tell submitit how to go on after the job was requeued.
@@ -82,6 +86,16 @@ class RankTask:
             return None
         self.attempt += 1
         return DelayedSubmission(self)
+
+    def _remove_call(self, *, is_shared: bool) -> None:
+        """Remove this task from the disk, for its arguments may be secret, unless other ranks may have to read it."""
+        if self.platform.executor == "debug":
+            return
+        from submitit import JobEnvironment
+
+        job = JobEnvironment()
+        if job.global_rank == 0 and (job.num_tasks == 1 or not is_shared):
+            job.paths.submitted_pickle.unlink(missing_ok=True)
 
     def _run(self) -> bytes:
         sys.path.extend(entry for entry in self.path if entry not in sys.path)

@@ -7,12 +7,13 @@ import socket
 import subprocess
 import threading
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import ClassVar, Protocol
 
 from trainlab.errors import LaunchError
 
-__all__ = ["ENDED", "EndedSource", "LocalProcess", "NoAnswerError", "SlurmQueue", "Source"]
+__all__ = ["ENDED", "EndedSource", "LocalProcess", "NoAnswerError", "SlurmQueue", "Source", "jobs_of"]
 
 # Source: "JOB STATE CODES" of squeue's manual. A job that is requeued is in none of these.
 ENDED = frozenset(
@@ -126,6 +127,26 @@ class SlurmQueue:
         done = _run("sacct", "--allocations", "--noheader", "--parsable2", f"--jobs={self._job_id}", "--format=State")
         words = done.stdout.split()  # such as "CANCELLED by 1000"
         return words[0] if done.returncode == 0 and words else None
+
+
+def jobs_of(scripts: Collection[str]) -> list[str]:
+    """Find the jobs of this user that have not ended, by their batch scripts.
+
+    Args:
+        scripts: the names of the scripts' files.
+
+    Returns:
+        The jobs' numbers; "12_3" for one of an array.
+
+    Raises:
+        NoAnswerError: SLURM does not answer now.
+        LaunchError: there is no SLURM.
+    """
+    done = _run("squeue", "--noheader", "--array", f"--user={os.getuid()}", "--format=%i|%o")
+    if done.returncode:
+        raise NoAnswerError(f"SLURM does not say which jobs there are: {done.stderr.strip()}")
+    rows = (line.strip().partition("|") for line in done.stdout.splitlines())
+    return [job_id for job_id, _, command in rows if Path(command).name in scripts]
 
 
 class LocalProcess:

@@ -1,6 +1,7 @@
 """Gpus: which GPUs each process of a sweep sees."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 
 from trainlab.errors import InvalidTypeError, InvalidValueError
@@ -28,10 +29,11 @@ class Gpus:
             raise InvalidTypeError(f"num_gpus_per_process is an int, or None. Received: {per_process!r}.")
         if not 0 <= per_process <= len(names):
             there = f"{len(names)} ({', '.join(names)})" if names else "none"
+            by = f", by {_VARIABLE}={os.environ[_VARIABLE]!r}" if _VARIABLE in os.environ else ""
             todo = f"a number from 0 to {len(names)}, or " if names else ""
             raise InvalidValueError(
                 f"This machine does not have so many GPUs for a process. Received: num_gpus_per_process={per_process}, "
-                f"and GPUs that can be seen: {there}. Pass {todo}None to leave the GPUs alone."
+                f"and GPUs that can be seen: {there}{by}. Pass {todo}None to leave the GPUs alone."
             )
         self._per_process = per_process
         self._users = dict.fromkeys(names, 0)

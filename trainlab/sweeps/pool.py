@@ -25,8 +25,6 @@ __all__ = ["OUTPUT", "Finished", "Job", "Pool", "Running", "refuse_unguarded"]
 
 # In a run's folder: what its process has written to its standard output and errors, over all starts.
 OUTPUT = "output.txt"
-_GUARD = 'if __name__ == "__main__":'
-_LAUNCH_ERROR = "trainlab.errors.LaunchError: "
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -76,17 +74,17 @@ class Finished:
         job: it.
         exitcode: the exit status, -n for signal n.
         error: the traceback of what ended it; "" for none.
-        result: the number, or the numbers by name, that its main function returned; None for anything else.
         seconds: how long its process took.
         is_stopped: whether it was asked to end, or killed, by ``stop``.
+        unguarded: what is to be said of a script that runs something on import, where that has ended it; else "".
     """
 
     job: Job
     exitcode: int
     error: str
-    result: Any
     seconds: float
     is_stopped: bool
+    unguarded: str = ""
 
 
 class Pool:
@@ -124,26 +122,31 @@ class Pool:
         return tuple(self._running.values())
 
     @property
+    def is_stopped(self) -> bool:
+        """Whether ``stop`` was called."""
+        return self._kill_at is not None
+
+    @property
     def has_room(self) -> bool:
         """Whether a job can be submitted; never after ``stop``."""
         return self._kill_at is None and len(self._running) < self._most
 
-    def submit(self, job: Job) -> Running:
+    def submit(self, job: Job) -> Running | None:
         """Start a job's process.
 
         Args:
             job: it.
 
         Returns:
-            The job in its process.
+            The job in its process; None if the pool is stopped, which a signal's handler may do at any instant.
 
         Raises:
             InvalidStateError: there is no room, or the job runs already.
             LaunchError: the process cannot be started.
             RunFolderError: the run's folder cannot be made.
         """
-        if not self.has_room or job.key in self._running:
-            why = "it runs already" if job.key in self._running else "the pool is stopped or full: ask has_room first"
+        if len(self._running) >= self._most or job.key in self._running:
+            why = "it runs already" if job.key in self._running else "the pool is full: ask has_room first"
             raise InvalidStateError(f"The job cannot be submitted. Received: {job.label or job.key}, and {why}.")
         _make(job.run_dir)
         gpus = () if self._gpus is None else self._gpus.take()
@@ -156,6 +159,9 @@ class Pool:
                 when_ended=lambda _: self._ended.put(job.key),
                 name=job.label or job.key,
             )
+            if self.is_stopped:
+                self._give_back(gpus)
+                return None
             running = Running(job, child, gpus, time.monotonic())
             child.start()
         except BaseException:
@@ -231,8 +237,7 @@ class Pool:
         self._give_back(running.gpus)
         child, seconds = running.child, time.monotonic() - running.started
         exitcode = child.exitcode if child.exitcode is not None else 0
-        result = child.result() if exitcode == 0 and not child.error else None
-        return Finished(running.job, exitcode, child.error, result, seconds, self._kill_at is not None)
+        return Finished(running.job, exitcode, child.error, seconds, self.is_stopped, child.unguarded)
 
     def _give_back(self, gpus: tuple[str, ...]) -> None:
         if self._gpus is not None:
@@ -260,9 +265,8 @@ def refuse_unguarded(finished: Finished) -> None:
     Raises:
         LaunchError: that is so.
     """
-    told = finished.error.rpartition(_LAUNCH_ERROR)[2]
-    if told != finished.error and _GUARD in told and not (finished.job.run_dir / "run.json").exists():
-        raise LaunchError(told.strip())
+    if finished.unguarded:
+        raise LaunchError(finished.unguarded)
 
 
 def _make(folder: Path) -> None:

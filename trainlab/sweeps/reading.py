@@ -15,17 +15,22 @@ from pydantic import BaseModel, SecretBytes, SecretStr
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, TrainlabError
 from trainlab.experiments.values import as_plain
+from trainlab.launch.call import can_import_main
+from trainlab.runs.listing import value_at
+from trainlab.runs.masking import MASK
+from trainlab.runs.plain_numbers import standard_json
 
 if TYPE_CHECKING:
     from trainlab.experiments.definition import Experiment
     from trainlab.experiments.values import Values
 
-__all__ = ["Member", "at", "keyed", "module_of", "read_members"]
+__all__ = ["Member", "keyed", "module_of", "own_values", "read_members", "refuse_local"]
 
 logger = logging.getLogger("trainlab.sweeps")
 _SHOWN_ERRORS = 20
 _LABEL = 60
 _VALUE = 24
+_ABSENT = object()
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Member:
     given: Mapping[str, Any]
     key: str
     differing: Mapping[str, Any]
+
+    @property
+    def has_secrets(self) -> bool:
+        """Whether what is given has secrets, which ``given`` does not tell apart."""
+        return json.dumps(MASK) in _text(self.given)
 
     @property
     def label(self) -> str:
@@ -110,23 +120,40 @@ def keyed(members: Sequence[Member], salt: str) -> list[Member]:
     return [replace(one, key=key) for one, (key, _) in zip(members, numbered, strict=True)]
 
 
-def at(plain: Mapping[str, Any], name: str, default: Any = None) -> Any:
-    """Look a parameter up in nested values.
+def own_values(experiment: "Experiment", values: "Values") -> dict[str, str]:
+    """The values that make a run what it is: those of the experiment's own parameters, unless they are drawn anew.
 
     Args:
-        plain: as ``Values.plain`` gives them.
-        name: such as "optimizer.lr".
-        default: what to give where there is none. Default None.
+        experiment: it.
+        values: of its parameters.
 
     Returns:
-        The value.
+        JSON by the parameter's name, with secrets masked.
     """
-    found: Any = plain
-    for part in name.split("."):
-        if not isinstance(found, Mapping) or part not in found:
-            return default
-        found = found[part]
+    plain, found = values.plain(), {}
+    for parameter in experiment.parameters:
+        name = parameter.name
+        is_drawn = parameter.default_factory is not None and values.origins.get(name) == "default"
+        if not parameter.is_default and not is_drawn and (value := value_at(plain, name, _ABSENT)) is not _ABSENT:
+            found[name] = _text(standard_json(value))
     return found
+
+
+def refuse_local(experiment: "Experiment") -> None:
+    """Refuse an experiment that no new process finds.
+
+    Args:
+        experiment: it.
+
+    Raises:
+        InvalidValueError: it is defined inside of a function.
+    """
+    if "<locals>" in experiment.__qualname__ and (experiment.__module__ != "__main__" or can_import_main()):
+        raise InvalidValueError(
+            "Each run has a process of its own, and none finds an experiment that is defined inside of a function. "
+            f"Received: {experiment.__qualname__} of {experiment.__module__}. Define it at the top level of a module, "
+            "or of the script."
+        )
 
 
 def module_of(experiment: "Experiment") -> str:
@@ -166,7 +193,7 @@ def _checked(list_of_params: Iterable[Mapping[str, Any] | BaseModel]) -> list[Ma
 
 def _given(values: "Values") -> dict[str, Any]:
     plain = values.plain()
-    return {name: at(plain, name) for name, origin in values.origins.items() if origin == "call"}
+    return {name: value_at(plain, name) for name, origin in values.origins.items() if origin == "call"}
 
 
 def _key(member: Member, salt: str) -> str:

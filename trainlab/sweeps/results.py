@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainlab.runs.traceback_text import reason_of
+
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
@@ -22,8 +24,8 @@ class SweepRun:
         params: as they were given.
         folder: the run's.
         status: finished, failed, interrupted or preempted as its record says; "crashed" if its process ended without
-            a word; "not started"; of a job "submitted" until its end.
-        exitcode: of its process, -n for signal n; None where there was none in this call.
+            a word; "damaged" if the record cannot be read; "not started"; of a job "submitted" until its end.
+        exitcode: of its process, -n for signal n; None where there was none in this call, or SLURM does not tell it.
         error: what ended it; "" for nothing.
         metrics: the run's, by name.
         result: the number that the main function returned; None for anything else.
@@ -48,9 +50,8 @@ class SweepRun:
 
     @property
     def reason(self) -> str:
-        """The last line of its error, or how its process ended."""
-        lines = self.error.strip().splitlines()
-        return lines[-1] if lines else ""
+        """Its error in a line, or how its process ended."""
+        return reason_of(self.error)
 
 
 @dataclass(frozen=True)

@@ -2,38 +2,38 @@
 
 import inspect
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, LaunchError, RankFailedError
 from trainlab.launch import JobHandle, Platform, launch_array
+from trainlab.launch.slurm import find_lost
 from trainlab.sweeps.sweep_folder import Entry, SweepFolder
 from trainlab.sweeps.worker import run_job
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel
-
     from trainlab.experiments.definition import Experiment
 
-__all__ = ["check_platform", "submit", "wait_for"]
+__all__ = ["Ended", "check_platform", "ended", "submit", "submitted_before", "wait_for"]
 
 _JOBS = "jobs"
 
 
 @dataclass(frozen=True)
-class _SubmittedRun:
-    """What a job does; it finds the experiment by its place, for in a job the script is not the program."""
+class Ended:
+    """How a job ended.
 
-    place: str
-    params: "Mapping[str, Any] | BaseModel"
-    run_dir: Path
+    Args:
+        error: the traceback of what ended it, or how it came to its end, in a line; "" for a good end.
+        exitcode: of its process; None where nobody knows.
+        says_all: whether there is no more to be learned from what the run has recorded.
+    """
 
-    def __call__(self) -> Any:
-        from trainlab.experiments.loading import load_experiment
-
-        return run_job(load_experiment(self.place), self.params, self.run_dir, is_job=True)
+    error: str = ""
+    exitcode: int | None = None
+    says_all: bool = False
 
 
 def check_platform(
@@ -73,10 +73,10 @@ def check_platform(
     return platform
 
 
-def submit(
+def submitted_before(
     experiment: "Experiment", folder: SweepFolder, entries: Sequence[Entry], platform: Platform
 ) -> dict[str, "JobHandle[Any]"]:
-    """Submit an array with a job for each run, unless one that an earlier call submitted is still to end.
+    """Find the jobs that earlier calls have submitted, and whose end nobody was told yet.
 
     Args:
         experiment: what runs.
@@ -88,35 +88,57 @@ def submit(
         The jobs, by the run's key.
 
     Raises:
+        LaunchError: SLURM does not answer.
+    """
+    places = {entry.key: folder.path / folder.jobs[entry.key] for entry in entries if entry.key in folder.jobs}
+    if platform.executor == "slurm":
+        # A call that was killed may have submitted jobs that it could not note any more.
+        for array in sorted({place.parent for place in places.values() if not (place / "job.json").exists()}):
+            find_lost(array, platform, platform.name or experiment.name)
+    return {key: JobHandle.load(place) for key, place in places.items() if (place / "job.json").exists()}
+
+
+def submit(
+    experiment: "Experiment", folder: SweepFolder, entries: Sequence[Entry], platform: Platform
+) -> dict[str, "JobHandle[Any]"]:
+    """Submit an array with a job for each run.
+
+    Args:
+        experiment: what runs.
+        folder: the sweep's.
+        entries: the runs; there may be none.
+        platform: SLURM's.
+
+    Returns:
+        The jobs, by the run's key.
+
+    Raises:
         LaunchError: SLURM refuses the jobs.
     """
-    handles = {entry.key: handle for entry in entries if (handle := _living(folder, entry)) is not None}
-    new = [entry for entry in entries if entry.key not in handles]
-    if not new:
-        return handles
-    number = sum(1 for _ in (folder.path / _JOBS).glob("*"))
-    jobs = folder.path / _JOBS / f"{number:03d}"
+    if not entries:
+        return {}
+    # The parameters lie there, with their secrets.
+    jobs = folder.path / _JOBS
+    jobs.mkdir(mode=0o700, exist_ok=True)
+    number = 1 + max((int(path.name) for path in jobs.glob("[0-9]*")), default=-1)
     # Noted before: of a process that is killed in between, a job that was submitted is found.
-    folder.jobs.update({entry.key: f"{_JOBS}/{number:03d}/{index}" for index, entry in enumerate(new)})
+    folder.jobs.update({entry.key: f"{_JOBS}/{number:03d}/{index}" for index, entry in enumerate(entries)})
     folder.write()
-    options = {"folder": jobs, "wait": False, "name": platform.name or experiment.name}
+    options = {"folder": jobs / f"{number:03d}", "wait": False, "name": platform.name or experiment.name}
     place = place_of(experiment)
-    calls = [(_SubmittedRun(place, entry.member.params, entry.folder),) for entry in new]
-    for entry in new:
+    calls = [(place, entry.member.params, entry.folder) for entry in entries]
+    for entry in entries:
         entry.folder.mkdir(parents=True, exist_ok=True)
-    submitted = launch_array(_call, calls, platform=platform.model_copy(update=options))
-    return handles | {entry.key: handle for entry, handle in zip(new, submitted, strict=True)}
+    submitted = launch_array(_run_placed, calls, platform=platform.model_copy(update=options))
+    return {entry.key: handle for entry, handle in zip(entries, submitted, strict=True)}
 
 
-def wait_for(handles: Mapping[str, "JobHandle[Any]"], *, is_shown: bool) -> dict[str, str]:
+def wait_for(handles: "Iterable[JobHandle[Any]]", *, is_shown: bool) -> None:
     """Wait for the end of jobs.
 
     Args:
-        handles: the jobs, by the run's key.
+        handles: the jobs.
         is_shown: whether a line tells how they are.
-
-    Returns:
-        The error of each that has one.
 
     Raises:
         KeyboardInterrupt: Ctrl-C; jobs of SLURM go on.
@@ -125,16 +147,27 @@ def wait_for(handles: Mapping[str, "JobHandle[Any]"], *, is_shown: bool) -> dict
 
     from trainlab.launch.waiting import wait_visibly
 
-    wait_visibly(list(handles.values()), Console(stderr=True, quiet=not is_shown))
-    errors = {}
-    for key, handle in handles.items():
-        try:
-            handle.result()
-        except RankFailedError as error:
-            errors[key] = error.traceback or str(error)
-        except LaunchError as error:
-            errors[key] = str(error)
-    return errors
+    wait_visibly(list(handles), Console(stderr=True, quiet=not is_shown))
+
+
+def ended(handle: "JobHandle[Any]") -> Ended:
+    """Tell how a job ended, of which nothing is needed any more then.
+
+    Args:
+        handle: the job, which has ended.
+
+    Returns:
+        It.
+    """
+    try:
+        handle.result()
+    except RankFailedError as error:
+        return Ended(error.traceback or _first_line(error), error.exitcode, bool(error.traceback))
+    except LaunchError as error:
+        return Ended(_first_line(error), says_all=True)
+    finally:
+        handle.remove_call()
+    return Ended()
 
 
 def place_of(experiment: "Experiment") -> str:
@@ -154,14 +187,13 @@ def place_of(experiment: "Experiment") -> str:
     return f"{where}:{experiment.path}"
 
 
-def _call(run: _SubmittedRun) -> Any:
-    return run()
+def _run_placed(place: str, params: Any, run_dir: Path) -> None:
+    """What a job does; it finds the experiment by its place, for in a job the script is not the program."""
+    from trainlab.experiments.loading import load_experiment
+
+    run_job(load_experiment(place), params, run_dir, is_job=True)
 
 
-def _living(folder: SweepFolder, entry: Entry) -> "JobHandle[Any] | None":
-    """The job that was submitted for a run and has not ended; None if there is none."""
-    job = folder.jobs.get(entry.key)
-    if job is None or not (folder.path / job / "job.json").exists():
-        return None
-    handle = JobHandle.load(folder.path / job)
-    return None if handle.done else handle
+def _first_line(error: LaunchError) -> str:
+    # Lines of a log follow.
+    return str(error).partition("\n")[0]

@@ -6,31 +6,19 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from trainlab.sweeps.pool import Pool
 
-__all__ = ["Stopped", "stopped_by_signals"]
+__all__ = ["stopped_by_signals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-@dataclass
-class Stopped:
-    """Whether a signal has come.
-
-    Attributes:
-        number: of the first one; None if none has.
-    """
-
-    number: int | None = None
-
-
 @contextlib.contextmanager
-def stopped_by_signals(pool: "Pool", grace: float) -> Iterator[Stopped]:
+def stopped_by_signals(pool: "Pool", grace: float) -> Iterator[None]:
     """In a block, the first SIGINT or SIGTERM stops a pool's processes in good order, the second kills them.
 
     The block is to go on with ``pool.wait()`` until nothing runs. Outside of the main thread, where Python allows no
@@ -41,18 +29,18 @@ def stopped_by_signals(pool: "Pool", grace: float) -> Iterator[Stopped]:
         grace: seconds that they have to come to an end, with a checkpoint where a Trainer trains.
 
     Yields:
-        Whether a signal has come.
+        None.
 
     Raises:
         KeyboardInterrupt: at the end of the block, if SIGINT was the first signal.
         SystemExit: likewise for SIGTERM, with 128 + its number.
     """
-    stopped = Stopped()
+    first: int | None = None
 
     def stop(number: int, frame: FrameType | None) -> None:
-        is_first = stopped.number is None
-        if is_first:
-            stopped.number = number
+        nonlocal first
+        is_first = first is None
+        first = number if first is None else first
         pool.stop(grace if is_first else 0.0)
         running = len(pool.running)
         if is_first:
@@ -64,15 +52,15 @@ def stopped_by_signals(pool: "Pool", grace: float) -> Iterator[Stopped]:
             os.write(2, f"\n{signal.Signals(number).name}: nothing new is started, {then}.\n".encode())
 
     if threading.current_thread() is not threading.main_thread():
-        yield stopped
+        yield
         return
     before = {number: signal.signal(number, stop) for number in _SIGNALS}
     try:
-        yield stopped
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
-    if stopped.number == signal.SIGINT:
+    if first == signal.SIGINT:
         raise KeyboardInterrupt
-    if stopped.number is not None:
-        sys.exit(128 + stopped.number)
+    if first is not None:
+        sys.exit(128 + first)

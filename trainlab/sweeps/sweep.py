@@ -1,7 +1,6 @@
 """run_parameter_sweep: an experiment run with each of many sets of parameters."""
 
 import logging
-import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -10,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from trainlab.errors import InvalidTypeError, InvalidValueError, SweepError
 from trainlab.experiments.children import refuse_import
-from trainlab.runs.listing import number, read_run
+from trainlab.runs.ending import name_of_signal
+from trainlab.runs.listing import RunInfo, number, read_run
 from trainlab.sweeps.pool import Finished, Job, Pool, refuse_unguarded
-from trainlab.sweeps.reading import read_members
+from trainlab.sweeps.reading import read_members, refuse_local
 from trainlab.sweeps.results import SweepResult, SweepRun
 from trainlab.sweeps.stopping import stopped_by_signals
 from trainlab.sweeps.sweep_folder import Entry, SweepFolder, check_unchanged
 from trainlab.sweeps.table import SweepTable
+from trainlab.sweeps.worker import is_whole
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -39,7 +40,8 @@ def run_parameter_sweep(
     *,
     name: str | None = None,
     output_dir: str | Path | None = None,
-    keep_going: bool = True,
+    keep_going: bool | None = None,
+    fail_fast: bool | None = None,
     grace: float = 60.0,
     platform: "Platform | None" = None,
     progress: bool = True,
@@ -59,7 +61,8 @@ def run_parameter_sweep(
         name: the sweep's, for its folder. Default None: made of the experiment and the list.
         output_dir: where the folders of experiments are. Default None: the parameter of this name; inside of a run of
             an experiment ``runs`` in its folder.
-        keep_going: whether the others go on when a run fails. Default True.
+        keep_going: whether the others go on when a run fails. Default True, unless ``fail_fast`` is given.
+        fail_fast: the opposite of ``keep_going``, in its place.
         grace: seconds that runs have to come to an end after Ctrl-C, or when another fails. Default 60.
         platform: with ``device="slurm"``: each run is a job of an array. Default None: this machine.
         progress: whether a table is shown, or lines where there is no terminal. Default True.
@@ -68,7 +71,7 @@ def run_parameter_sweep(
         What came of each run, in the order of the list.
 
     Raises:
-        SweepError: runs failed; ``result`` has what came of all of them.
+        trainlab.errors.SweepError: runs failed; ``result`` has what came of all of them.
         InvalidTypeError: something is of a type that cannot be used.
         InvalidValueError: parameters or numbers cannot be used; then nothing was started.
         RunFolderError: another process makes the same sweep, or the folder cannot be used.
@@ -76,16 +79,16 @@ def run_parameter_sweep(
         SystemExit: SIGTERM, likewise.
     """
     refuse_import(_checked(experiment).path)
+    refuse_local(experiment)
+    keeps_going = _checked_options(keep_going=keep_going, fail_fast=fail_fast, progress=progress, grace=grace)
     members = read_members(experiment, list_of_params)
-    if isinstance(grace, bool) or not isinstance(grace, int | float) or grace < 0:
-        raise InvalidValueError(f"grace is a number of seconds, at least 0. Received: {grace!r}.")
     if platform is None:
         pool = Pool(max_num_processes, num_gpus_per_process)
-        make = partial(_make_here, pool=pool, grace=grace, keep_going=keep_going)
+        make = partial(_make_here, pool=pool, grace=grace, keep_going=keeps_going)
     else:
         from trainlab.sweeps.slurm import check_platform
 
-        check_platform(platform, max_num_processes, num_gpus_per_process, keep_going=keep_going)
+        check_platform(platform, max_num_processes, num_gpus_per_process, keep_going=keeps_going)
         make = partial(_make_on_slurm, platform=platform, is_shown=progress)
     with SweepFolder.open(experiment, members, name=name, output_dir=output_dir) as folder:
         runs = _before(experiment, folder)
@@ -97,31 +100,55 @@ def run_parameter_sweep(
     return result
 
 
-def run_of(entry: Entry, *, exitcode: int | None = None, error: str = "", is_skipped: bool = False) -> SweepRun:
+def run_of(
+    entry: Entry,
+    found: RunInfo | None,
+    *,
+    exitcode: int | None = None,
+    error: str = "",
+    says_all: bool = False,
+    is_skipped: bool = False,
+) -> SweepRun:
     """Tell what came of a run, as its folder says.
 
     Args:
         entry: the run.
+        found: what is in its folder; None for nothing.
         exitcode: of its process; None where there was none.
         error: what its process said at its end; "" for nothing.
+        says_all: whether that tells more than the folder, as a traceback does.
         is_skipped: whether an earlier call finished it.
 
     Returns:
         It.
     """
     told = SweepRun(entry.key, entry.label, entry.member.params, entry.folder, exitcode=exitcode)
-    found = read_run(entry.folder)
     if found is None:
-        status = "not started" if exitcode is None else "failed"
+        status = "not started" if exitcode is None and not error else "failed"
         return replace(told, status=status, error=error or _how(exitcode))
-    if found.status != "finished":
-        # A traceback tells more than the record, and that more than the name of SystemExit.
-        recorded = str(found.record.get("error") or "") or found.reason
-        error = error if "\n" in error.strip() else recorded or error or _how(exitcode)
-    else:
-        error = ""
     metrics, result = dict(found.metrics), number(found.record.get("result"))
-    return replace(told, status=found.status, error=error, metrics=metrics, result=result, is_skipped=is_skipped)
+    if is_whole(found):
+        return replace(told, status="finished", metrics=metrics, result=result, is_skipped=is_skipped)
+    status = "damaged" if found.status == "finished" else found.status
+    if not says_all:
+        # The record tells more than the name of SystemExit.
+        error = str(found.record.get("error") or "") or found.reason or error or _how(exitcode)
+    return replace(told, status=status, error=error, metrics=metrics, result=result)
+
+
+def _checked_options(*, keep_going: Any, fail_fast: Any, progress: Any, grace: Any) -> bool:
+    """Whether the sweep goes on when a run fails."""
+    for name, value in (("keep_going", keep_going), ("fail_fast", fail_fast), ("progress", progress)):
+        if value is not None and not isinstance(value, bool):
+            raise InvalidTypeError(f"{name} is True or False. Received: {value!r}.")
+    if keep_going is not None and fail_fast is not None:
+        raise InvalidValueError(
+            "keep_going and fail_fast are opposite words for one thing. Received: "
+            f"keep_going={keep_going!r} and fail_fast={fail_fast!r}. Pass one of them."
+        )
+    if isinstance(grace, bool) or not isinstance(grace, int | float) or not grace >= 0:
+        raise InvalidValueError(f"grace is a number of seconds, at least 0. Received: {grace!r}.")
+    return keep_going is not False and fail_fast is not True
 
 
 def _checked(experiment: Any) -> "Experiment":
@@ -140,10 +167,11 @@ def _before(experiment: "Experiment", folder: SweepFolder) -> dict[str, SweepRun
     runs = {}
     for entry in folder.entries:
         found = read_run(entry.folder)
-        if found is not None and found.params:
-            check_unchanged(experiment, entry, found.params)
-        is_finished = found is not None and found.status == "finished"
-        runs[entry.key] = run_of(entry, error="" if found is None else "in an earlier call", is_skipped=is_finished)
+        if found is None:
+            runs[entry.key] = run_of(entry, None)
+            continue
+        check_unchanged(experiment, entry, found.params)
+        runs[entry.key] = run_of(entry, found, error="in an earlier call", is_skipped=True)
     return runs
 
 
@@ -178,7 +206,8 @@ def _make_runs(
         while waiting and pool.has_room:
             entry = waiting.pop()
             running = pool.submit(Job(entry.key, experiment, entry.member.params, entry.folder, label=entry.label))
-            table.started(entry.key, running.gpus)
+            if running is not None:
+                table.started(entry.key, running.gpus)
         table.refresh(pool.running)
         finished = pool.wait(_REFRESH_SECONDS)
         if finished is None:
@@ -199,27 +228,37 @@ def _make_on_slurm(
     platform: "Platform",
     is_shown: bool,
 ) -> None:
-    """Have SLURM make what is not finished, and wait for it if the platform says so."""
-    from trainlab.sweeps.slurm import submit, wait_for
+    """Tell what came of jobs that have ended; have SLURM make what else is not finished, and wait if that is wanted."""
+    from trainlab.sweeps.slurm import ended, submit, submitted_before, wait_for
 
     entries = [entry for entry in folder.entries if not runs[entry.key].is_finished]
-    handles = submit(experiment, folder, entries, platform)
-    if not platform.wait:
-        runs.update({key: replace(runs[key], status="submitted", error="") for key in handles})
-    elif handles:
-        errors = wait_for(handles, is_shown=is_shown)
-        for entry in entries:
-            run = run_of(entry, error=errors.get(entry.key, ""))
-            # Its job has ended, on a machine whose processes cannot be seen from here.
-            ended = {"running": "crashed", "not started": "failed"}.get(run.status, run.status)
-            runs[entry.key] = replace(run, status=ended)
+    handles = submitted_before(experiment, folder, entries, platform)
+    over = {key for key, handle in handles.items() if handle.done}
+    handles |= submit(experiment, folder, [entry for entry in entries if entry.key not in handles], platform)
+    if platform.wait and handles:
+        wait_for(handles.values(), is_shown=is_shown)
+        over = set(handles)
+    for entry in entries:
+        if entry.key not in over:
+            runs[entry.key] = replace(runs[entry.key], status="submitted", error="")
+            continue
+        end = ended(handles[entry.key])
+        found = read_run(entry.folder)
+        run = run_of(entry, found, exitcode=end.exitcode, error=end.error, says_all=end.says_all)
+        # Its job has ended, on a machine whose processes cannot be seen from here.
+        status = {"running": "crashed", "not started": "failed"}.get(run.status, run.status)
+        runs[entry.key] = replace(run, status=status)
+        del folder.jobs[entry.key]  # the next call repeats it
+    folder.write()
     table.say(_result(folder, runs).text())
 
 
 def _ended(entry: Entry, finished: Finished) -> SweepRun:
     refuse_unguarded(finished)
-    run = run_of(entry, exitcode=finished.exitcode, error=finished.error)
-    if finished.is_stopped and read_run(entry.folder) is None:
+    found = read_run(entry.folder)
+    has_traceback = "\n" in finished.error.strip()
+    run = run_of(entry, found, exitcode=finished.exitcode, error=finished.error, says_all=has_traceback)
+    if finished.is_stopped and found is None:
         return replace(run, status="interrupted", error="before it began")
     if run.is_finished and finished.exitcode != 0:
         logger.warning("%s is finished, but its process %s.", entry.label, _how(finished.exitcode))
@@ -245,9 +284,11 @@ def _refuse_failures(result: SweepResult) -> None:
     if len(told) > _SHOWN_FAILURES:
         told = [*told[:_SHOWN_FAILURES], f"  … and {len(told) - _SHOWN_FAILURES} more"]
     failures = "\n".join(told)
+    damaged = any(run.status == "damaged" for run in result.failed)
     raise SweepError(
         f"Not all runs of the sweep came to their end ({result.text()}):\n{failures}\n"
-        "Start the same sweep again to repeat them; those that are finished are left alone.",
+        "Start the same sweep again to repeat them; those that are finished are left alone."
+        + (" Of one that is damaged remove the folder before, or repair the record." if damaged else ""),
         result,
     )
 
@@ -257,7 +298,4 @@ def _how(exitcode: int | None) -> str:
         return ""
     if exitcode >= 0:
         return f"ended with exit status {exitcode}"
-    try:
-        return f"was ended by {signal.Signals(-exitcode).name}"
-    except ValueError:
-        return f"was ended by signal {-exitcode}"
+    return f"was ended by {name_of_signal(-exitcode)}"

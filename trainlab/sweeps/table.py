@@ -1,6 +1,5 @@
 """How a sweep is shown: a table that is kept up to date on a terminal, lines elsewhere, or nothing."""
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,7 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from trainlab.runs.listing import described
+from trainlab.runs.listing import read_unlocked
 from trainlab.sweeps.live_table import LiveTable
 from trainlab.sweeps.results import SweepRun
 
@@ -115,7 +114,8 @@ class SweepTable(LiveTable):
             return
         for one in running:
             row = self._rows[one.job.key]
-            row.metrics, row.seconds = _metrics(row.folder), time.monotonic() - one.started
+            found = read_unlocked(row.folder)
+            row.metrics, row.seconds = {} if found is None else found.metrics, time.monotonic() - one.started
         self._live.update(self._table(self._fitting()), refresh=True)
 
     def _fitting(self) -> list[Row]:
@@ -135,7 +135,8 @@ class SweepTable(LiveTable):
         counts = Counter(row.state for row in self._rows.values())
         told = ", ".join(f"{count} {state}" for state, count in counts.items())
         left = len(self._rows) - len(rows)
-        table = Table(title=f"{escape(self._title)} · {told} · {_span(time.monotonic() - self._begun)}")
+        title = f"{self._title} · {told} · {_span(time.monotonic() - self._begun)}"
+        table = Table(title=escape(title), min_width=min(len(title), self._console.width))  # a title has its table's
         names = list(dict.fromkeys(name for row in self._rows.values() for name in row.differing))
         shown = names if len(names) <= _MOST_PARAMETERS else []
         has_gpus = any(row.gpus for row in self._rows.values())
@@ -165,18 +166,6 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
     """
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     return " ".join(f"{name}={value:.4g}" for name, value in list(numbers.items())[:_MOST_METRICS])
-
-
-def _metrics(folder: Path) -> Mapping[str, Any]:
-    """The metrics of a run that is on its way; its lock is not touched, which it may be about to take."""
-
-    def read(name: str, tail: int) -> bytes:
-        with (folder / name).open("rb") as file:
-            if tail >= 0:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - tail))
-            return file.read()
-
-    return described(folder, os.listdir(folder), read, lambda _: True).metrics
 
 
 def _span(seconds: float) -> str:

@@ -4,19 +4,18 @@ import signal
 import threading
 import time
 from collections.abc import Mapping
-from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from trainlab.runs.folder_lock import FolderLock, lock_or_holder
-from trainlab.runs.listing import read_run
+from trainlab.runs.listing import RunInfo, read_run
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from trainlab.experiments.definition import Experiment
 
-__all__ = ["plain_result", "run_job"]
+__all__ = ["is_whole", "run_job"]
 
 # What a killed sweep's process may take to end, while the system takes back its memory, or its GPU's.
 _ENDING_SECONDS = 60.0
@@ -25,7 +24,7 @@ _LOOK_SECONDS = 0.05
 
 def run_job(
     experiment: "Experiment", params: "Mapping[str, Any] | BaseModel", run_dir: Path, *, is_job: bool = False
-) -> Any:
+) -> None:
     """Run an experiment in a folder; if it was begun there already, go on with it, unless it is finished.
 
     Args:
@@ -34,10 +33,8 @@ def run_job(
         run_dir: the run's folder.
         is_job: whether this is a job, perhaps one rank of several, of which SLURM has ended the one before. Default
             False.
-
-    Returns:
-        What ``plain_result`` makes of what the main function returned; of a run that is finished what its record has.
     """
+    from trainlab.experiments.opening import ranks_of_environment
     from trainlab.experiments.running import run
 
     # In a script's background Ctrl-C is ignored, and so would be the sweep's asking to end.
@@ -45,32 +42,31 @@ def run_job(
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not is_job:
         _wait_for_the_one_before(run_dir)
-        before = read_run(run_dir)
-        if before is not None and before.status == "finished":  # by the process that was waited for
-            return before.record.get("result", dict(before.metrics) or None)
+    values = experiment.read(params)
     try:
-        return plain_result(run(experiment, experiment.read(params), run_dir=run_dir, resumes=True))
+        with ranks_of_environment(values) as ranks:
+            # All ranks do as the chief does, for a file system may show them the record at different times.
+            is_done = _is_done(run_dir) if ranks is None else ranks.on_chief(lambda: _is_done(run_dir))
+        if not is_done:
+            run(experiment, values, run_dir=run_dir, resumes=True)
     except KeyboardInterrupt:  # the sweep asks for the end: no traceback
         raise SystemExit(128 + signal.SIGINT) from None
 
 
-def plain_result(returned: Any) -> Any:
-    """What is told of what a main function returned; all else stays in its process.
+def is_whole(run: RunInfo | None) -> bool:
+    """Tell whether a run is finished, and has a record by which it can be known again.
 
     Args:
-        returned: anything.
+        run: it; None for none.
 
     Returns:
-        A number, or numbers by name; of an object with ``metrics`` these; else None.
+        Whether it is left alone.
     """
-    if isinstance(returned, Real):
-        return returned
-    if isinstance(returned, Mapping):
-        return dict(returned) if all(isinstance(value, Real) for value in returned.values()) else None
-    metrics = getattr(returned, "metrics", None)
-    if not isinstance(metrics, Mapping):
-        return None
-    return {name: value for name, value in metrics.items() if isinstance(value, Real)}
+    return run is not None and run.status == "finished" and isinstance(run.record.get("params"), Mapping)
+
+
+def _is_done(run_dir: Path) -> bool:
+    return is_whole(read_run(run_dir))
 
 
 def _wait_for_the_one_before(run_dir: Path) -> None:
