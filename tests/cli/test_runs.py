@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import trainlab
 from tests.runs.made_runs import ROOT, change_record, make_run
 from trainlab.cli import main
 from trainlab.cli.runs_table import write_runs
@@ -199,7 +200,7 @@ def test_an_empty_place_is_told(runs: Answers, tmp_path: Path) -> None:
             ["list", "--columns", "foo"],
             "no run has 'foo'. A parameter is params.foo, a metric metrics.foo. There are: params",
         ),
-        (["list", "--sort", "metrics.acuracy"], "None of 5 runs has 'metrics.acuracy'. Did you mean accuracy?"),
+        (["list", "--sort", "metrics.acuracy"], "None of 5 runs has 'metrics.acuracy'. Did you mean metrics.accuracy?"),
         (["list", "--sort", "lr"], "A parameter is params.lr, a metric metrics.lr."),
         (["show", "otter/d"], "Did you mean other/d?"),
         (["show", "digit/c"], "Did you mean digits/c?"),
@@ -377,6 +378,16 @@ def test_tags_are_given_and_taken(runs: Answers) -> None:
         "run.json",
         "tags.json",
     ]
+
+
+def test_a_run_that_records_can_be_tagged(runs: Answers) -> None:
+    """A tag does not wait for the end of a run, whose recorder keeps others out of its folder."""
+    recorder = trainlab.Recorder("runs/digits/a")
+    recorder.scalar("loss", 1.0)
+    tag = [sys.executable, "-m", "trainlab", "runs", "tag", "digits/a", "+best"]
+    subprocess.run(tag, env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=60, check=True, stdout=subprocess.DEVNULL)
+    recorder.close()
+    assert read_run("runs/digits/a").tags == ("best",)  # type: ignore[union-attr]  # it is there
 
 
 def test_tags_given_at_the_same_time_are_all_kept(runs: Answers) -> None:

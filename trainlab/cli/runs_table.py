@@ -64,7 +64,7 @@ def check_known(runs: Sequence[RunInfo], key: str) -> None:
         return
     known = sorted({name for run in runs for name in flat(getattr(run, top))})
     there = ", ".join(f"{top}.{name}" for name in known[:20])
-    meant = did_you_mean(below, known) or f" There are: {there or 'none'}."
+    meant = did_you_mean(below, known).replace("mean ", f"mean {top}.", 1) or f" There are: {there or 'none'}."
     raise InvalidValueError(f"None of {len(runs)} runs has {key!r}.{meant}")
 
 

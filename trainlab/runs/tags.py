@@ -62,9 +62,10 @@ def change_tags(
 
 
 def _change_local(folder: Path, add: list[str], remove: list[str]) -> tuple[str, ...]:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    # The lock is that of the folder above: a run that goes on has its own, and a recorder may have the folder itself.
+    descriptor = os.open(folder.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)  # of the folder itself; the run's is that of a file in it
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
         file = folder / TAGS
         tags = _changed(tags_in(file.read_bytes()) if file.exists() else (), add, remove)
         replace_text(file, _text(tags))
