@@ -54,6 +54,7 @@ class Experiment:
         model: the pydantic model that the function takes; None if it takes a dict.
         takes_context: whether the function takes a context as its second argument.
         source: the file that the function is defined in, and its name there.
+        defaults: the changed defaults, as they were given.
 
     Raises:
         InvalidTypeError: the function takes something else.
@@ -80,7 +81,7 @@ class Experiment:
         self.__name__, self.__qualname__ = main.__name__, main.__qualname__
         self.__wrapped__ = main
         self.source = source_of(main)
-        self._defaults = dict(defaults or {})
+        self.defaults = dict(defaults or {})
         self._changed: dict[str, Any] = {}
         self._branch = None if self.model is None else branch_of(self.model)
         own = declared_of(main)
@@ -96,6 +97,13 @@ class Experiment:
         """All parameters, each a single value: the user's own, then those that every experiment has."""
         declared = self.__trainlab_parameters__
         return tuple(map(self._with_default, (*declared.all(), *declared.fields, *DEFAULT_PARAMETERS)))
+
+    @property
+    def nodes(self) -> dict[str, Node]:
+        """The parameters and the fields of the model, at the top, by name."""
+        fields = {} if self._branch is None else self._branch.children
+        single = (*self.__trainlab_parameters__.all(), *DEFAULT_PARAMETERS)
+        return {**fields, **{parameter.name: parameter for parameter in single}}
 
     @property
     def group_helps(self) -> dict[str, str]:
@@ -219,12 +227,12 @@ class Experiment:
         Raises:
             InvalidValueError: something cannot be used.
         """
-        sources = Sources(self._nodes(), self.parameters)
+        sources = Sources(self.nodes, self.parameters)
         sources.add_line(line)
         sources.add_call(self._checked(params))
         sources.add_environment(environ)
         if base is None:
-            sources.add_defaults(self._defaults)
+            sources.add_defaults(self.defaults)
         else:
             sources.add_made(base)
         sources.add_params_file()
@@ -239,8 +247,8 @@ class Experiment:
         Returns:
             The values, or None if they cannot be read; and the names of the parameters and models that cannot.
         """
-        sources = Sources(self._nodes(), self.parameters)
-        sources.add_defaults(self._defaults)
+        sources = Sources(self.nodes, self.parameters)
+        sources.add_defaults(self.defaults)
         sources.add_recorded(plain)
         reading = Reading(sources.given, sources.problems)
         try:
@@ -262,11 +270,6 @@ class Experiment:
     def __repr__(self) -> str:
         return f"<Experiment {self.path}>"
 
-    def _nodes(self) -> dict[str, Node]:
-        fields = {} if self._branch is None else self._branch.children
-        single = (*self.__trainlab_parameters__.all(), *DEFAULT_PARAMETERS)
-        return {**fields, **{parameter.name: parameter for parameter in single}}
-
     def _changed_defaults(self) -> dict[str, Any]:
         """The defaults that the decorator changes, by the parameter's name and as its type has them."""
         known = {parameter.name: parameter for parameter in self.parameters}
@@ -274,8 +277,8 @@ class Experiment:
         found: dict[str, Any] = {}
         given = [
             pair
-            for name, value in flatten(self._nodes(), self._defaults, problems, "in defaults=")
-            for pair in taken_apart(self._nodes(), name, value)
+            for name, value in flatten(self.nodes, self.defaults, problems, "in defaults=")
+            for pair in taken_apart(self.nodes, name, value)
         ]
         for name, value in given:
             parameter = known.get(name)

@@ -64,7 +64,7 @@ class Space:
         """
         asked = _checked(space)
         known = {parameter.name: parameter for parameter in experiment.parameters}
-        sources = Sources(experiment._nodes(), experiment.parameters)
+        sources = Sources(experiment.nodes, experiment.parameters)
         sources.add_call(fixed)
         sources.add_params_file()
         has_value = set(sources.given)
@@ -82,9 +82,9 @@ class Space:
         searches = {name: one for name, one in {**declared, **asked}.items() if name not in has_value}
         distributions = {name: _distribution(known[name], one) for name, one in searches.items()}
         sources.add_environment(None)
-        sources.add_defaults(experiment._defaults)
+        sources.add_defaults(experiment.defaults)
         given = {name: one.value for name, one in sources.given.items()}
-        found = cls(searches, distributions, tuple(experiment._nodes().values()), frozenset(asked), given)
+        found = cls(searches, distributions, tuple(experiment.nodes.values()), frozenset(asked), given)
         return found._reachable(experiment, known)
 
     def _reachable(self, experiment: "Experiment", known: Mapping[str, "Parameter"]) -> "Space":
