@@ -21,26 +21,9 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-import trainlab
+from tests.experiments.made import of
 from trainlab.errors import InvalidValueError
-from trainlab.experiments import Experiment, Values
-from trainlab.experiments.definition import registered
-
-
-@pytest.fixture(autouse=True)
-def _forget_experiments() -> Any:
-    before = [*registered]
-    yield
-    registered[:] = before
-
-
-def of(model: type[BaseModel]) -> Experiment:
-    """An experiment that takes a model."""
-
-    def train(config: Any) -> None: ...
-
-    train.__annotations__["config"] = model
-    return trainlab.experiment(train)
+from trainlab.experiments import Values
 
 
 def read(model: type[BaseModel], params: Any = None, *argv: str, **environ: str) -> Values:

@@ -66,14 +66,6 @@ def other(params):
 '''
 
 
-@pytest.fixture(autouse=True)
-def _forget_experiments() -> Any:
-    before = [*registered]
-    registered.clear()
-    yield
-    registered[:] = before
-
-
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     """A program with two experiments."""

@@ -7,14 +7,6 @@ import pytest
 
 import trainlab
 from trainlab.errors import InvalidValueError
-from trainlab.experiments.definition import registered
-
-
-@pytest.fixture(autouse=True)
-def _forget_experiments() -> Any:
-    before = [*registered]
-    yield
-    registered[:] = before
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import trainlab
 from trainlab.cli.run import main
 from trainlab.errors import InvalidValueError
 from trainlab.experiments import load_experiment
-from trainlab.experiments.definition import registered
 
 ROOT = Path(__file__).parents[2]
 ONE = """
@@ -39,7 +38,7 @@ def inner(params):
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with programs, which is forgotten afterwards."""
-    names, before = {*sys.modules}, [*registered]
+    names = {*sys.modules}
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "only_one.py").write_text(ONE)
@@ -49,7 +48,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     yield tmp_path
     for name in {*sys.modules} - names:
         del sys.modules[name]
-    registered[:] = before
 
 
 def test_a_file_is_loaded_without_its_main_part(folder: Path) -> None:

@@ -20,9 +20,9 @@ from pydantic import (
 from pydantic.fields import FieldInfo
 
 import trainlab
+from tests.experiments.made import read
 from trainlab.errors import InvalidTypeError, InvalidValueError
-from trainlab.experiments import Search, Values
-from trainlab.experiments.definition import registered
+from trainlab.experiments import Search
 from trainlab.experiments.help_text import help_of
 
 
@@ -95,13 +95,6 @@ class Config(BaseModel):
         return price
 
 
-@pytest.fixture(autouse=True)
-def _forget_experiments() -> Any:
-    before = [*registered]
-    yield
-    registered[:] = before
-
-
 @pytest.fixture
 def train() -> trainlab.Experiment:
     """An experiment that takes the model."""
@@ -110,11 +103,6 @@ def train() -> trainlab.Experiment:
     def train(config: Config) -> None: ...
 
     return train
-
-
-def read(made: trainlab.Experiment, *words: str, **others: Any) -> Values:
-    """What a command line gives, without this process's environment."""
-    return made.read(argv=words, **{"environ": {}, **others})
 
 
 def config(made: trainlab.Experiment, *words: str, **others: Any) -> Any:

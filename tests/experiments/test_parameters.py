@@ -15,9 +15,9 @@ from pydantic import BaseModel, Field
 from typing_extensions import TypedDict
 
 import trainlab
+from tests.experiments.made import read
 from trainlab.errors import InvalidTypeError, InvalidValueError, TrainlabError
 from trainlab.experiments import Values
-from trainlab.experiments.definition import registered
 from trainlab.experiments.help_text import help_of
 
 DEFAULTS = {
@@ -53,13 +53,6 @@ class Activation(enum.Enum):
     GELU = (1, 2)
 
 
-@pytest.fixture(autouse=True)
-def _forget_experiments() -> Any:
-    before = [*registered]
-    yield
-    registered[:] = before
-
-
 def one(**options: Any) -> trainlab.Experiment:
     """An experiment with one parameter, x."""
 
@@ -68,11 +61,6 @@ def one(**options: Any) -> trainlab.Experiment:
     def train(params: dict[str, Any]) -> None: ...
 
     return train
-
-
-def read(made: trainlab.Experiment, *words: str, **others: Any) -> Values:
-    """What a command line gives, without this process's environment."""
-    return made.read(argv=words, **{"environ": {}, **others})
 
 
 def test_every_parameter_has_a_value() -> None:

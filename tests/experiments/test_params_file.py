@@ -13,16 +13,8 @@ from pydantic import BaseModel, Field
 
 import trainlab
 from trainlab.errors import InvalidValueError
-from trainlab.experiments.definition import registered
 from trainlab.experiments.params_file import parse_yaml, read_params_file
 from trainlab.runs.yaml_text import to_yaml
-
-
-@pytest.fixture(autouse=True)
-def _forget_experiments() -> Any:
-    before = [*registered]
-    yield
-    registered[:] = before
 
 
 @pytest.mark.parametrize(

@@ -24,19 +24,11 @@ from pydantic import (
 )
 from typing_extensions import TypedDict
 
-import trainlab
+from tests.experiments.made import of
 from trainlab.errors import InvalidValueError
 from trainlab.experiments import Experiment
-from trainlab.experiments.definition import registered
 from trainlab.experiments.read_back import recorded
 from trainlab.runs.yaml_text import to_yaml
-
-
-@pytest.fixture(autouse=True)
-def _forget_experiments() -> Any:
-    before = [*registered]
-    yield
-    registered[:] = before
 
 
 class Level(enum.IntEnum):
@@ -195,15 +187,6 @@ FIELDS: dict[str, Any] = {
     "root": st.dictionaries(NAMES, st.integers(), max_size=2).map(RootModel[dict[str, int]]),
     "rate": NUMBERS,
 }
-
-
-def of(model: type[BaseModel]) -> Experiment:
-    """An experiment that takes a model."""
-
-    def train(config: Any) -> None: ...
-
-    train.__annotations__["config"] = model
-    return trainlab.experiment(train)
 
 
 def again(experiment: Experiment, params: dict[str, Any], folder: Path) -> list[Any]:

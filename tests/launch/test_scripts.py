@@ -83,7 +83,9 @@ def test_a_decorated_function_of_a_script(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_torchrun_works_as_well(tmp_path: Path) -> None:
     """In a rank of torchrun's a launch calls the function there, once on each, and each has all results."""
-    (tmp_path / "mine.py").write_text(GUARDED.replace('"results:"', 'os.environ["RANK"], "has"'))
+    # As one text: two processes that write to one file by pieces may mix them.
+    program = GUARDED.replace('print("results:", launch(', 'print("%s has %s" % (os.environ["RANK"], launch(')
+    (tmp_path / "mine.py").write_text(program.replace("processes=2)))", "processes=2))))"))
     with Launcher(["-m", "torch.distributed.run", "--nproc-per-node", "2", "mine.py"], tmp_path) as launcher:
         assert launcher.wait() == 0, launcher.said()
         assert all(f"{rank} has [40, 41]" in launcher.said() for rank in (0, 1))
