@@ -13,9 +13,15 @@ import pytest
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# A machine shared with others says nothing about speed, so no example has a deadline.
+# A machine shared with others says nothing about speed, so no example has a deadline, nor have the first ten one.
 # In CI every run draws the same examples.
-hypothesis.settings.register_profile("trainlab", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+hypothesis.settings.register_profile(
+    "trainlab",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ,
+    print_blob=True,
+)
 hypothesis.settings.load_profile("trainlab")
 
 

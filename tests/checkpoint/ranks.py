@@ -78,7 +78,7 @@ def on_each(ranks: int, function: Callable[[int], Any]) -> list[Any]:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive(), "a rank hangs"
     return results
 

@@ -10,11 +10,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 import trainlab
 from tests.checkpoint.samples import rewrite
+from tests.launch.launchers import until
 from trainlab.checkpoint import Checkpoint, CheckpointWriter, Entry, Retention, Snapshot
 from trainlab.checkpoint.pruning import run_kept_from_starting
 from trainlab.cli import main
@@ -342,6 +344,8 @@ def test_ctrl_c_at_the_question_ends_without_a_traceback(checkpoints: Path) -> N
     with subprocess.Popen(program, cwd=ROOT, stdin=screen, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stderr is not None
         told = process.stderr.read(len("Remove 3 of them for ever? [y/N] "))
+        # Python loses a signal that comes in the instant before it waits for a key, until the next one.
+        until(lambda: psutil.Process(process.pid).status() == psutil.STATUS_SLEEPING, lambda: "it does not wait")
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate()
     os.close(keys)

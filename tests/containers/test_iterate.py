@@ -31,7 +31,7 @@ terminal.Terminal.draw = counted
 def wait_for_refresh():
     start = rows_drawn[0]
     with drawn:
-        assert drawn.wait_for(lambda: rows_drawn[0] >= start + 2, 30)
+        assert drawn.wait_for(lambda: rows_drawn[0] >= start + 2, 120)
 """
 
 

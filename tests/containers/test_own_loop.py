@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.containers.own_loop import train
+from tests.containers.own_loop import WAITING, train
 from tests.distributed.ranks import run_ranks, start_ranks
 
 STEPS = 18
@@ -34,6 +34,16 @@ def alone(folder: str, steps: int, killed_after: int | None = None) -> Any:
     return train(folder, steps, killed_after, dropout=0.2)
 
 
+def kill_after(step: int, program: Any, ranks: int, folder: Path) -> None:
+    """Run the program, and kill its ranks when each of them has made the step."""
+    with start_ranks(program, ranks, str(folder), STEPS, step) as started:
+        for rank in started:
+            rank.wait_for(WAITING)
+        for rank in started:
+            rank.kill()
+        assert started.wait() == [-signal.SIGKILL] * ranks
+
+
 def check_same(result: Any, other: Any) -> None:
     assert result["losses"] == other["losses"]
     assert result["lr"] == other["lr"]
@@ -52,8 +62,7 @@ def test_a_loop_that_is_killed_twice_comes_to_the_same_bits_and_records_each_ste
     """Weights, losses and series of a loop killed by SIGKILL at any step are those of one that ran through."""
     (whole,) = run_ranks(alone, 1, str(tmp_path / "whole"), STEPS)
     for step in (8, 14):
-        with start_ranks(alone, 1, str(tmp_path / "killed"), STEPS, step) as ranks:
-            assert ranks.wait() == [-signal.SIGKILL]
+        kill_after(step, alone, 1, tmp_path / "killed")
     # Steps 5 to 7, and 10 to 13, were recorded by a process that died.
     assert len(recorded(tmp_path / "killed")) == 14
     (result,) = run_ranks(alone, 1, str(tmp_path / "killed"), STEPS)
@@ -64,8 +73,7 @@ def test_a_loop_that_is_killed_twice_comes_to_the_same_bits_and_records_each_ste
 def test_two_ranks_that_are_killed_come_to_the_same_bits_and_record_each_step_once(tmp_path: Path) -> None:
     """The same holds for a loop of two ranks, whose weights are the same on both."""
     whole = run_ranks(train, 2, str(tmp_path / "whole"), STEPS)
-    with start_ranks(train, 2, str(tmp_path / "killed"), STEPS, 8) as ranks:
-        assert ranks.wait() == [-signal.SIGKILL, -signal.SIGKILL]
+    kill_after(8, train, 2, tmp_path / "killed")
     result = run_ranks(train, 2, str(tmp_path / "killed"), STEPS)
     for rank in range(2):
         check_same({**result[rank], "losses": []}, {**whole[rank], "losses": []})

@@ -29,7 +29,7 @@ class Meeting:
     """What the exchanges of threads meet in."""
 
     def __init__(self, ranks: int) -> None:
-        self.barrier = threading.Barrier(ranks, timeout=60)
+        self.barrier = threading.Barrier(ranks, timeout=120)
         self.slots: list[Any] = [None] * ranks
         self.rounds = 0
 
@@ -238,10 +238,11 @@ def test_one_round_for_each_batch() -> None:
 
 def test_one_rank_has_no_thread_and_needs_no_exchange() -> None:
     """On one rank a data set that shards itself is read as any other."""
+    before = threads_of_rounds()  # of streams that were closed may come back from their last round a little later
     stream = BatchStream(DataLoader(Shard(list(range(5))), batch_size=2, sharded=True), seed=1)
     stream.start_epoch(0)
     assert [batch.tolist() for batch in stream] == [[0, 1], [2, 3], [4]]
-    assert THREAD not in {thread.name for thread in threading.enumerate()}
+    assert not set(threads_of_rounds()) - set(before)
 
 
 def threads_of_rounds() -> list[threading.Thread]:
@@ -251,7 +252,7 @@ def threads_of_rounds() -> list[threading.Thread]:
 @pytest.mark.parametrize("how", ["close", "forgotten", "error", "end"])
 def test_the_thread_ends_with_the_stream(how: str) -> None:
     """No thread is left once the stream is closed, in the middle of an epoch too, or has been forgotten."""
-    both_have_a_batch = threading.Barrier(2, timeout=60)
+    both_have_a_batch = threading.Barrier(2, timeout=120)
 
     def rank_reads(rank: int, exchange: Any) -> None:
         loader = DataLoader(Shard(list(range(8))), batch_size=2, sharded=True)
@@ -270,7 +271,7 @@ def test_the_thread_ends_with_the_stream(how: str) -> None:
 
     on_threads(2, rank_reads)
     for thread in threads_of_rounds():
-        thread.join(30)
+        thread.join(120)
     assert not threads_of_rounds()
 
 
@@ -498,19 +499,15 @@ def test_on_processes_a_resume_is_exact_to_the_random_number(workers: int) -> No
 
 def killed_peer() -> str:
     """Read until the other rank is gone."""
-    context = DistributedContext.from_torch_distributed(timeout=60)
+    context = DistributedContext.from_torch_distributed(timeout=100)
     exchange = context.side_exchange()
     loader = DataLoader(Shard(list(range(100))), batch_size=2, sharded=True)
     stream = BatchStream(loader, seed=3, data_rank=context.data_rank, data_size=2, exchange=exchange)
     stream.start_epoch(0)
-    for number, _ in enumerate(stream):
-        if number == 3 and context.data_rank == 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        if number == 3:
-            break
     try:
-        for _ in stream:
-            pass
+        for number, _ in enumerate(stream):
+            if number == 3 and context.data_rank == 1:
+                os.kill(os.getpid(), signal.SIGKILL)
     except Exception as error:
         stream.close()
         print("raised", type(error).__name__, flush=True)

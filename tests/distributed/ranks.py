@@ -8,9 +8,11 @@ before, so that it starts in no time; a command is a new interpreter, for what i
 import ctypes
 import faulthandler
 import importlib
+import itertools
 import multiprocessing
 import os
 import pickle
+import random
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from multiprocessing import forkserver
 from pathlib import Path
 from types import TracebackType
@@ -31,6 +34,9 @@ PRELOADED = ["torch", "numpy", "pytest", "torch.distributed", "tests.distributed
 PRELOADED += ["sklearn.datasets", "sklearn.model_selection"]  # of the examples
 
 _PR_SET_PDEATHSIG = 1
+# Below what systems give to connections and to those who ask for any port, who could take it before it is used. Not of
+# the generator that tests seed: two of them at once would ask for the same ones.
+_FIRST_PORT, _PORTS = random.SystemRandom().randrange(10_000), itertools.count()
 
 
 class Rank:
@@ -112,7 +118,7 @@ class Ranks(list[Rank]):
             rank.send_signal(signal.SIGCONT)
             rank.send_signal(signal.SIGABRT)
         for rank in self:
-            _until(lambda rank=rank: rank.returncode is not None, 5.0, None)  # type: ignore[misc]
+            _until(lambda rank=rank: rank.returncode is not None, 60.0, None)  # type: ignore[misc]
 
     def close(self) -> None:
         """End those that still run and remove their files."""
@@ -160,7 +166,7 @@ def run_ranks(
         while any(rank.returncode is None for rank in ranks):
             failed = any(rank.returncode for rank in ranks)
             late = time.monotonic() > end
-            if late or (failed and not _until(lambda: all(r.returncode is not None for r in ranks), 15.0, None)):
+            if late or (failed and not _until(lambda: all(r.returncode is not None for r in ranks), 60.0, None)):
                 ranks.dump()
                 break
             _pause()
@@ -230,10 +236,12 @@ def stand_still(pid: int) -> None:
 
 
 def free_port() -> int:
-    """A port that no one listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that no one listens on, another one each time."""
+    while True:
+        port = 10_000 + (_FIRST_PORT + next(_PORTS)) % 10_000
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def _start_function(

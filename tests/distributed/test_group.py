@@ -159,7 +159,7 @@ def test_a_rank_that_never_comes_is_an_error() -> None:
 
 
 def stays_away() -> str:
-    context = init_distributed(timeout=3)  # in which the ranks have to find each other, too
+    context = init_distributed(timeout=10)  # in which the ranks have to find each other, too
     context.phase("train", 7)
     if context.rank == 1:
         signal.pause()

@@ -18,7 +18,7 @@ class Outcome:
     """How the ranks of a job ended, and what they printed."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self.statuses, self.outputs = ranks.wait(60), [rank.output() for rank in ranks]
+        self.statuses, self.outputs = ranks.wait(), [rank.output() for rank in ranks]
 
     def failures(self) -> list[list[str]]:
         """Which failures each rank was told of."""
@@ -48,7 +48,7 @@ def outcomes_of_freezing() -> list[Outcome]:
         for victim, ranks in enumerate((one, other)):
             for rank in ranks:
                 if rank.rank != victim:
-                    rank.wait(60)
+                    rank.wait()
             ranks[victim].send_signal(signal.SIGCONT)
         return [Outcome(one), Outcome(other)]
 
@@ -125,7 +125,7 @@ def test_a_frozen_rank_is_named(victim: int) -> None:
     assert found.failures() == [[f"rank={victim} frozen checkpoint 5"]] * 3
     for rank in {0, 1, 2} - {victim}:
         assert (
-            f"Rank {victim} of 3 froze in checkpoint at batch 5: it gave no sign of life for 2 s" in found.outputs[rank]
+            f"Rank {victim} of 3 froze in checkpoint at batch 5: it gave no sign of life for 6 s" in found.outputs[rank]
         )
     assert "it stood still for" in found.outputs[victim]
 
@@ -141,7 +141,7 @@ def test_a_call_that_others_do_not_make_is_told() -> None:
     found = outcome(watched.absent)
     assert found.statuses == [1, 1, 1]
     (message,) = {re.findall(r"Rank [02] of 3 waited in vain.*", output)[-1] for output in found.outputs}
-    assert re.match(r"Rank [02] of 3 waited in vain in train at batch 7: Timed out waiting 2000ms", message)
+    assert re.match(r"Rank [02] of 3 waited in vain in train at batch 7: Timed out waiting 5000ms", message)
     for rank in (0, 2):
         expected = rf"rank {rank}: in train at batch 7 for \d+ s, waiting in allgather \(my.py:12\) for \d+ s"
         assert re.search(expected, message)
@@ -176,10 +176,10 @@ def test_closing_does_not_wait_for_a_stopped_chief() -> None:
     """A rank can end while the chief stands still, and leaves no thread and no connection behind."""
     with start_ranks(watched.closes_while_the_chief_is_stopped, 2) as ranks:
         ranks[0].wait_for("stopping")
-        assert ranks[1].wait(60) == 0
+        assert ranks[1].wait() == 0
         assert ranks[1].result() == []
         ranks[0].send_signal(signal.SIGCONT)
-        assert ranks[0].wait(60) == 0
+        assert ranks[0].wait() == 0
 
 
 def test_an_end_without_a_word_is_a_failure() -> None:

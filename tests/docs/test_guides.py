@@ -34,7 +34,8 @@ def test_the_commands_of_a_guide_say_what_it_shows(guide: str, tmp_path: Path) -
 
 
 def _run(command: str, folder: Path) -> str:
-    taken = ("TRAINLAB_", "SLURM", "SUBMITIT")
+    # A line of one of several processes is one write only where Python keeps it until its end.
+    taken = ("TRAINLAB_", "SLURM", "SUBMITIT", "PYTHONUNBUFFERED")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(taken)}
     shell = shutil.which("bash") or "sh"
     done = subprocess.run(

@@ -53,7 +53,7 @@ class Program:
 
     def wait(self) -> int:
         """Wait for its end, and give its exit status."""
-        until(lambda: self._process.poll() is not None, lambda: f"it did not end:\n{self.said()}", 60.0)
+        until(lambda: self._process.poll() is not None, lambda: f"it did not end:\n{self.said()}")
         return self._process.returncode
 
     def said(self) -> str:
@@ -69,24 +69,28 @@ class Program:
                 raise AssertionError(f"it ended with {self._process.returncode} and left no {name}:\n{self.said()}")
             return path.exists()
 
-        until(there, lambda: f"no {name}:\n{self.said()}", 60.0)
+        until(there, lambda: f"no {name}:\n{self.said()}")
         return path.read_text()
 
     def send(self, number: int) -> None:
         """Send it, and it alone, a signal."""
         os.kill(self.pid, number)
 
+    def living(self) -> list[psutil.Process]:
+        """Its process and those that it has started, as far as they live."""
+        return processes_with(_SIGN, self._sign)
+
     def left(self) -> list[psutil.Process]:
         """The processes that it has left behind, after those that are killed with it had the time to end."""
         with suppress(AssertionError):
-            until(lambda: not processes_with(_SIGN, self._sign), lambda: "", 5.0)
-        return processes_with(_SIGN, self._sign)
+            until(lambda: not self.living(), lambda: "", 60.0)
+        return self.living()
 
     def close(self) -> None:
         """End all of it."""
         if self._process.poll() is None:
             self.send(signal.SIGKILL)
-        for process in processes_with(_SIGN, self._sign):
+        for process in self.living():
             with suppress(psutil.Error):
                 process.kill()
         self._process.wait()

@@ -114,7 +114,7 @@ def test_tab_offers_what_fits(folder: Path, words: list[str], offered: set[str])
         cwd=folder,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=60,
         check=False,
         env={"PATH": "/usr/bin:/bin"},
     )

@@ -194,8 +194,8 @@ from trainlab import distributed
 
 @trainlab.experiment
 def train(params):
-    tell(f"ready-{{distributed.get_rank()}}", os.getpid())
     try:
+        tell(f"ready-{{distributed.get_rank()}}", os.getpid())
         while True:
             time.sleep(0.01)
     finally:

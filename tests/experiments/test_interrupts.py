@@ -19,8 +19,8 @@ def train(params):
         trainlab.launch_subprocess()
     if number and "stubborn" in os.environ:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    tell(f"ready-{{number}}", os.getpid())
     try:
+        tell(f"ready-{{number}}", os.getpid())
         while True:
             time.sleep(0.01)
     finally:
@@ -30,8 +30,8 @@ def train(params):
 NESTS = f"""{HEAD}
 @trainlab.experiment
 def inner(params):
-    tell("ready-1", os.getpid())
     try:
+        tell("ready-1", os.getpid())
         while True:
             time.sleep(0.01)
     finally:
@@ -39,8 +39,8 @@ def inner(params):
 
 @trainlab.experiment
 def train(params):
-    tell("ready-0", os.getpid())
     try:
+        tell("ready-0", os.getpid())
         trainlab.run_experiment(inner)
     finally:
         tell("ended-0", True)
@@ -101,12 +101,16 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_second_sigterm_does_not_cut_the_end_short(tmp_path: Path) -> None:
     """Batch systems send SIGTERM more than once: what the main function does at its end is still done."""
-    cleans = 'tell(f"ends-{number}", True); time.sleep(0.5); tell(f"ended-{number}", True)'
+    cleans = """tell(f"ends-{number}", True)
+        while not Path("sent").exists():
+            time.sleep(0.01)
+        tell(f"ended-{number}", True)"""
     slow = HELPS.replace('tell(f"ended-{number}", True)', cleans)
     with program(tmp_path, slow) as started:
         ready(started).send(signal.SIGTERM)
         started.wait_for("ends-0")
         started.send(signal.SIGTERM)
+        (tmp_path / "sent").touch()
         assert started.wait() == 143, started.said()
         assert not started.left()
     assert (tmp_path / "ended-0").exists()

@@ -105,9 +105,11 @@ def test_a_package_is_found_beside_its_folder(folder: Path) -> None:
 
 def test_an_error_of_a_package_is_its_own(folder: Path) -> None:
     """What goes wrong while a package is imported is not taken for a module that is not there."""
-    for name, line, error in [("lacking", "import not_there", "not_there"), ("wrong", "raise ValueError('x')", "x")]:
+    packages = {"lacking": ("import not_there", "not_there"), "wrong": ("raise ValueError('x')", "x")}
+    for name, (line, _) in packages.items():  # all before the first import, after which Python knows the folder
         (folder / name).mkdir()
         (folder / name / "__init__.py").write_text(line)
+    for name, (_, error) in packages.items():
         with pytest.raises((ModuleNotFoundError, ValueError), match=error):
             load_experiment(f"{name}.train")
 

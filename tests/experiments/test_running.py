@@ -413,7 +413,7 @@ def test_another_experiments_run_is_not_gone_on_with(tmp_path: Path) -> None:
 def test_of_threads_one_runs_and_the_others_leave_nothing(tmp_path: Path) -> None:
     """Several threads that start an experiment at once make one run; the others get an error, and no folder."""
     begun, refused = threading.Event(), []
-    train = made(lambda params: begun.wait(30))
+    train = made(lambda params: begun.wait(120))
 
     def start() -> None:
         try:
@@ -514,12 +514,14 @@ def test_a_signal_does_not_wait_for_git(tmp_path: Path) -> None:
     (tmp_path / "git").write_text(f"#!/bin/bash\n{fake}echo $$ > {shlex.quote(str(place))}\nexec sleep 600\n")
     (tmp_path / "git").chmod(0o755)
     (tmp_path / "train.py").write_text(
-        "import trainlab\n@trainlab.experiment\ndef train(params): pass\ntrain.run({})\n"
+        "import trainlab\nfrom trainlab.runs import surroundings\n"
+        "surroundings._GIT_SECONDS = surroundings._PATCH_SECONDS = 600.0\n"
+        "@trainlab.experiment\ndef train(params): pass\ntrain.run({})\n"
     )
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": os.getcwd()}
     with subprocess.Popen([sys.executable, "train.py"], cwd=tmp_path, env=environment) as process:
         until(lambda: place.exists() and place.read_text(), lambda: "git was not asked")
         process.terminate()
-        assert process.wait(timeout=15) == 143
+        assert process.wait(timeout=120) == 143
     until(lambda: not Path(f"/proc/{place.read_text().strip()}").exists(), lambda: "git is left")
     assert record_of(only_run(tmp_path / "runs", "train"))["status"] == "interrupted"

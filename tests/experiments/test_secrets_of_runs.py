@@ -68,13 +68,18 @@ RANKS = f"""{HEAD}
 import logging, tempfile
 from trainlab.distributed import get_rank
 
+def content(path):
+    try:
+        return path.read_bytes()
+    except OSError:  # a folder, or it has gone since it was listed
+        return b""
+
 @trainlab.parameter("api_token", default="")
 @trainlab.experiment
 def train(params):
     if get_rank() == 1:
-        left = [path.name for path in Path(tempfile.gettempdir()).rglob("*") if path.is_file()
-                and params["api_token"].encode() in path.read_bytes()]
-        tell("left", left)
+        files = [Path(folder, name) for folder, _, names in os.walk(tempfile.gettempdir()) for name in names]
+        tell("left", [path.name for path in files if params["api_token"].encode() in content(path)])
         logging.getLogger("mine").warning("rank 1 has %s", params["api_token"])
         raise ValueError("refused: " + params["api_token"])
     trainlab.distributed.distributed_barrier()

@@ -67,6 +67,13 @@ def unsendable(kind: str) -> Any:
     return threading.Lock() if kind == "lock" else lambda: kind
 
 
+def square_later(number: int, go: str) -> int:
+    """The square of a number, once a file is there."""
+    while not Path(go).exists():
+        threading.Event().wait(0.01)
+    return number * number
+
+
 def speak() -> int:
     """Say something, on each rank."""
     print("spoken")
@@ -164,8 +171,8 @@ def take_time(folder: str) -> None:
     signal.signal(signal.SIGTERM, hear)
     signal.signal(signal.SIGINT, hear)
     mark(folder, "waits")
-    while not heard:
-        signal.pause()
+    while not heard:  # no pause(): the signal may come right before it
+        threading.Event().wait(0.01)
     mark(folder, "heard")
     while not (Path(folder) / "go").exists():
         threading.Event().wait(0.01)

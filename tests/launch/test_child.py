@@ -1,5 +1,6 @@
 """ChildProcess: real processes, which end with the one that started them."""
 
+import gc
 import os
 import queue
 import resource
@@ -20,7 +21,7 @@ from trainlab.errors import InvalidStateError, LaunchError, RankFailedError
 from trainlab.launch.child import ChildProcess
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60.0
+PATIENCE = 120.0
 
 PARENT = """
 import sys, threading
@@ -113,11 +114,11 @@ def test_a_child_is_killed_with_its_parent(tmp_path: Path, starter: str) -> None
     try:
         until(mark.exists, "the child was not started")
         pid = int(mark.read_text())
-        assert psutil.pid_exists(pid)
+        assert not is_gone(pid)
     finally:
         parent.kill()
         parent.wait()
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == "zombie", "the child lives on")
+    until(lambda: is_gone(pid), "the child lives on")
 
 
 def is_gone(pid: int) -> bool:
@@ -261,6 +262,7 @@ def test_a_signal_without_a_name_is_told_by_its_number() -> None:
 
 def test_a_child_that_cannot_be_started_leaves_nothing_open(tmp_path: Path) -> None:
     """Without descriptors to start it with, a child is a LaunchError, leaves none open, and can be started later."""
+    gc.collect()  # or what is left of others would be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     child = ChildProcess(called.leave, (0,), output=tmp_path / "output.txt")
@@ -273,5 +275,5 @@ def test_a_child_that_cannot_be_started_leaves_nothing_open(tmp_path: Path) -> N
                 child.start()
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before
     assert child.start().result() is None

@@ -2,15 +2,19 @@
 
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 from rich.console import Console
 
+from tests.launch import programs
+from tests.launch.launchers import until
 from tests.slurm import submitted
 from trainlab.errors import InvalidValueError, LaunchError, RankFailedError
 from trainlab.launch import Platform, launch, launch_array
@@ -64,7 +68,7 @@ from trainlab.launch.waiting import wait_visibly
 handle = JobHandle.load({str(tmp_path / "job")!r})
 print(handle.state)
 handle.cancel()
-print(handle.wait(60))
+print(handle.wait(200))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.stdout.split() == ["RUNNING", "CANCELLED"], done.stderr
@@ -87,12 +91,25 @@ def test_errors_of_local_jobs_are_told(tmp_path: Path) -> None:
 def test_a_local_array_has_a_folder_for_each_job(tmp_path: Path) -> None:
     """A sweep that is tried out on this machine gives handles in order, and a line on the terminal as it goes."""
     platform = Platform(device="slurm", executor="local", folder=tmp_path / "sweep")
-    handles = launch_array(submitted.square, [{"number": 2}, {"number": 5}], platform=platform)
+    go = tmp_path / "go"
+    handles = launch_array(
+        programs.square_later, [{"number": number, "go": str(go)} for number in (2, 5)], platform=platform
+    )
     terminal = io.StringIO()
     console = Console(file=terminal, force_terminal=True, width=200)
-    assert wait_visibly(handles, console) == ["COMPLETED"] * 2
-    title = f"Jobs {handles[0].job_id} to {handles[1].job_id} (square): "
-    assert f"{title}2 RUNNING · 0:00:0" in terminal.getvalue()
+    title = f"Jobs {handles[0].job_id} to {handles[1].job_id} (square_later): "
+
+    def let_go() -> None:
+        try:
+            told = re.compile(rf"{re.escape(title)}2 RUNNING · \d:\d\d:\d\d")
+            until(lambda: told.search(terminal.getvalue()) is not None, terminal.getvalue)
+        finally:
+            go.touch()
+
+    with ThreadPoolExecutor(1) as beside:
+        seen = beside.submit(let_go)
+        assert wait_visibly(handles, console) == ["COMPLETED"] * 2
+        seen.result()
     assert terminal.getvalue().rstrip().endswith(f"{title}2 COMPLETED")
     assert [handle.result() for handle in handles] == [[4], [25]]
     assert [handle.folder for handle in handles] == [tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]

@@ -117,15 +117,16 @@ def test_a_range_of_nodes_goes_on_without_one_and_takes_it_back(tmp_path: Path) 
     port = free_port()
     # Attempt 0 waits with both nodes, attempt 1 with the one that is left, until the other one is back.
     job = train(tmp_path, {0: ("wait", 0, "train:5"), 1: ("wait", 0, "train:9")}, **options)
-    with node(tmp_path, 0, port, *job, nodes="1:2") as first:
-        with node(tmp_path, 1, port, *job, nodes="1:2") as second:
+    with node(tmp_path, 1, port, *job, nodes="1:2") as second:
+        second.wait_for("all is imported")  # or the first node might begin without it
+        with node(tmp_path, 0, port, *job, nodes="1:2") as first:
             first.wait_for_marks("waits-0", 2, tmp_path)
             second.send(signal.SIGKILL)
             second.wait()
-        first.wait_for_marks("waits-1", 1, tmp_path)
-        with node(tmp_path, 1, port, *job, nodes="1:2") as second:
-            found = first.result()
-            assert len(second.result()) == len(found) == 2
+            first.wait_for_marks("waits-1", 1, tmp_path)
+            with node(tmp_path, 1, port, *job, nodes="1:2") as third:
+                found = first.result()
+                assert len(third.result()) == len(found) == 2
     assert furthest(found[0]["tensors"], expected["tensors"]) <= 1e-12
     assert found[0]["progress"] == expected["progress"]
     assert [attempt for attempt, _ in record_of(run_of(tmp_path))] == [0, 1, 2]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.distributed.ranks import free_port
 from tests.launch.launchers import Launcher
 
 FUNCTION = """
@@ -86,7 +87,8 @@ def test_torchrun_works_as_well(tmp_path: Path) -> None:
     # As one text: two processes that write to one file by pieces may mix them.
     program = GUARDED.replace('print("results:", launch(', 'print("%s has %s" % (os.environ["RANK"], launch(')
     (tmp_path / "mine.py").write_text(program.replace("processes=2)))", "processes=2))))"))
-    with Launcher(["-m", "torch.distributed.run", "--nproc-per-node", "2", "mine.py"], tmp_path) as launcher:
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "mine.py"]
+    with Launcher(command, tmp_path) as launcher:
         assert launcher.wait() == 0, launcher.said()
         assert all(f"{rank} has [40, 41]" in launcher.said() for rank in (0, 1))
 

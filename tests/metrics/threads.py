@@ -40,7 +40,7 @@ def on_ranks(size: int, function: Callable[[ThreadExchange], Any]) -> list[Any]:
     Returns:
         What it returned, or raised, by rank.
     """
-    board, meeting, found = [b""] * size, threading.Barrier(size, timeout=30), [None] * size
+    board, meeting, found = [b""] * size, threading.Barrier(size, timeout=120), [None] * size
 
     def run(rank: int) -> None:
         try:

@@ -36,7 +36,7 @@ def train(batches):
 def wait_for_refresh():
     start = rows_drawn[0]
     with drawn:  # the first of two was perhaps begun before
-        assert drawn.wait_for(lambda: rows_drawn[0] >= start + 2, 30)
+        assert drawn.wait_for(lambda: rows_drawn[0] >= start + 2, 120)
 """
 
 
@@ -61,7 +61,7 @@ def test_the_bar_shows_epoch_batch_rate_time_left_and_metrics() -> None:
     """)
     assert len(rows) == 1
     assert re.fullmatch(
-        r"epoch 2 [━╸╺ ]{24}  75%  batch 15/20 · [\d.]+ batches/s · ETA 0:00:0\d · loss 0.1235", rows[0]
+        r"epoch 2 [━╸╺ ]{24}  75%  batch 15/20 · [\d.]+ batches/s · ETA \d+:\d\d:\d\d · loss 0.1235", rows[0]
     ), rows[0]
 
 
@@ -229,7 +229,7 @@ def test_forked_workers_never_draw() -> None:
         live_row._REFRESH_SECONDS = 1000
         display.start(progress, plan, lambda: 10)
         with drawn:
-            drawn.wait_for(lambda: rows_drawn[0] == 1, 30)
+            drawn.wait_for(lambda: rows_drawn[0] == 1, 120)
         pid = os.fork()
         if pid == 0:
             print("worker")
@@ -260,7 +260,7 @@ def test_nothing_happens_in_the_middle_of_a_row(action: str) -> None:
         other = terminal.Terminal(Slow())
         drawer = threading.Thread(target=other.draw, args=("x",))
         drawer.start()
-        writing.wait(30)
+        writing.wait(120)
         {action}
         done.set()
         drawer.join()
@@ -276,11 +276,11 @@ def test_close_waits_for_the_last_row() -> None:
         writing, go_on = threading.Event(), threading.Event()
         def slow(self, line):
             writing.set()
-            go_on.wait(30)
+            go_on.wait(120)
             draw(self, line)
         terminal.Terminal.draw = slow
         display.start(progress, plan, lambda: 10)
-        writing.wait(30)
+        writing.wait(120)
         terminal.Terminal.draw = draw
         closer = threading.Thread(target=display.close)
         closer.start()
@@ -330,7 +330,7 @@ def test_a_bar_that_fails_does_not_end_the_run() -> None:
         def length():
             raise RuntimeError("no length")
         display.start(progress, plan, length)
-        display._running._live._thread.join(30)
+        display._running._live._thread.join(120)
         train(1)
         display.say("the run goes on")
         display.close()

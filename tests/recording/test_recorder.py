@@ -307,6 +307,7 @@ def test_a_full_disk_is_told_once_and_ends_no_loop(
 ) -> None:
     """While the disk is full what is recorded is lost, told once and without a file for each; later it is not."""
     monkeypatch.setattr(series, "_WRITE_SECONDS", 0.0)  # each step is written by itself
+    monkeypatch.setattr(series, "_RETRY_SECONDS", 3600.0)  # and none is tried again before the test says so
     recorder = Recorder(small_disk / "run", backends=[backend])
     record(recorder, 1)
     recorder.flush()

@@ -1,7 +1,7 @@
 """A real SLURM on this machine: munged, slurmctld and three slurmd (the virtual nodes n1, n2 and n3) on loopback.
 
 Partition ``low`` (the default) is preempted by ``high``: its jobs are told by SIGTERM, or by what they asked for with
-``--signal``, have 15 s, and are requeued. Those of ``short`` are requeued at once. Nobody else is on n3, which is
+``--signal``, have 60 s, and are requeued. Those of ``short`` are requeued at once. Nobody else is on n3, which is
 ``apart``, where a job can wait for its time limit. A job that is requeued waits for
 ``cred_expire`` before it starts again, of which 5 s is SLURM's minimum. By hand: ``python -m tests.slurm.cluster``
 starts one until Ctrl-C.
@@ -47,7 +47,7 @@ JobCompLoc={folder}/log/jobcomp.txt
 MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
-KillWait=5
+KillWait=30
 SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0,requeue_delay=0
 SlurmdParameters=config_overrides
 JobRequeue=1
@@ -59,13 +59,15 @@ SlurmctldParameters=preempt_send_user_signal
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[2]} CPUs=2 RealMemory=4000
 NodeName=n3 NodeHostname={host} NodeAddr=127.0.0.1 Port={ports[3]} CPUs=4 RealMemory=4000
-PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=15
+PartitionName=low Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=60
 PartitionName=short Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=0
 PartitionName=apart Nodes=n3 MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=OFF
 PartitionName=high Nodes=n1,n2 MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
 """
 
 NODES = ("n1", "n2", "n3")
+# Seconds until what is waited for is taken to be lost.
+PATIENCE = 200.0
 
 # What a job is in after it has ended; sbatch's jobs are remembered for MinJobAge.
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "BOOT_FAIL")
@@ -109,12 +111,12 @@ class Slurm:
         self.conf.write_text(CONFIGURATION.format(folder=self.folder, host=host, ports=_free_ports(1 + len(NODES))))
         options = ("key-file", "munge.key"), ("socket", "munge.sock"), ("pid-file", "munged.pid"), ("seed-file", "seed")
         self._daemon("munged", "--foreground", "--force", *(f"--{name}={munge / file}" for name, file in options))
-        wait_for((munge / "munge.sock").exists, 20, "munged has no socket")
+        wait_for((munge / "munge.sock").exists, 60, "munged has no socket")
         self._daemon("slurmctld", "-D", "-c", "-f", str(self.conf))
         for node in NODES:
             self._daemon("slurmd", "-D", "-N", node, "-f", str(self.conf))
         wait_for(
-            lambda: self._idle_nodes() == str(len(NODES)), 40, f"the nodes did not come up; see {self.folder / 'log'}"
+            lambda: self._idle_nodes() == str(len(NODES)), 120, f"the nodes did not come up; see {self.folder / 'log'}"
         )
 
     def stop(self) -> list[str]:
@@ -126,12 +128,14 @@ class Slurm:
         with suppress(OSError, subprocess.SubprocessError):
             self.run("scancel", "--user=root")
             with suppress(TimeoutError):
-                wait_for(lambda: not self.run("squeue", "-h").stdout, 30, "jobs do not end")
+                wait_for(lambda: not self.run("squeue", "-h").stdout, 90, "jobs do not end")
         for daemon in reversed(self._daemons):
             daemon.terminate()
         for daemon in self._daemons:
             with suppress(subprocess.TimeoutExpired):
-                daemon.wait(10)
+                daemon.wait(60)
+        with suppress(TimeoutError):  # what the daemons have started ends with them, but not before them
+            wait_for(lambda: not self._processes(), 30, "processes do not end")
         left = self._processes()
         for process in left:
             with suppress(psutil.NoSuchProcess):
@@ -173,7 +177,7 @@ class Slurm:
         """Give the state of a job, or of an array's task (``7_1``): PENDING, RUNNING, COMPLETED and so on."""
         return self.show(job)["JobState"]
 
-    def wait(self, job: str, states: str | Iterable[str] = ENDED, timeout: float = 90) -> str:
+    def wait(self, job: str, states: str | Iterable[str] = ENDED, timeout: float = PATIENCE) -> str:
         """Wait until a job is in one of the states.
 
         Args:
@@ -193,7 +197,7 @@ class Slurm:
             time.sleep(0.1)
         return state
 
-    def wait_for_output(self, job: str, text: str, timeout: float = 90) -> str:
+    def wait_for_output(self, job: str, text: str, timeout: float = PATIENCE) -> str:
         """Wait until a job has written a text, and give all that it wrote."""
         try:
             wait_for(lambda: text in self.output(job), timeout, lambda: f"{text!r} is not in: {self.output(job)}")

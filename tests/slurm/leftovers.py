@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 
 import psutil
 
@@ -20,9 +21,12 @@ State = dict[str, set[str]]
 
 def state() -> State:
     """What there is now."""
-    sockets = psutil.net_connections("inet")
+    sockets, processes = psutil.net_connections("inet"), set()
+    for one in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess):
+            processes.add(f"{one.pid} {one.name()}")
     return {
-        "processes": {f"{one.pid} {one.name()}" for one in psutil.process_iter() if one.is_running()},
+        "processes": processes,
         "ports": {str(one.laddr) for one in sockets if one.status == psutil.CONN_LISTEN},
         "shared memory": set(os.listdir("/dev/shm")),
         "temporary files": set(os.listdir(tempfile.gettempdir())),
@@ -46,6 +50,8 @@ def main() -> None:
         during = state()
         slurm.cancel(job)
         ended = slurm.wait(job)
+    with suppress(TimeoutError):  # who has ended may be there until the namespace's first process has heard of it
+        cluster.wait_for(lambda: not more(before, state()), 30, "something is left")
     print(json.dumps({"ended": ended, "during": more(before, during), "left": more(before, state())}))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.slurm.cluster import Slurm, wait_for
+from tests.slurm.cluster import PATIENCE, Slurm, wait_for
 from tests.training import jobs
 
 PYTHON = f"{shlex.quote(sys.executable)} -m tests.slurm.training"
@@ -65,7 +65,7 @@ def while_it_pauses(slurm: Slurm, story: Story, number: str, ranks: int = 1) -> 
     for rank in range(ranks):
         slurm.wait_for_output(story.job, f"rank {rank} pauses")
     slurm.cancel(story.job, f"--signal={number}")
-    wait_for(lambda: slurm.output(story.job).count(": noted") == ranks, 30, lambda: slurm.output(story.job))
+    wait_for(lambda: slurm.output(story.job).count(": noted") == ranks, PATIENCE, lambda: slurm.output(story.job))
     story.run.with_name(f"{story.run.name}.go").touch()
 
 
@@ -256,7 +256,7 @@ def test_submitits_handler_is_called_after_the_checkpoint(slurm: Slurm, tmp_path
     def output() -> str:
         return "".join(path.read_text() for file in files for path in file.parent.glob(f"{file.name}.*"))
 
-    wait_for(lambda: output().count("waits at 5") == 2, 90, output)
+    wait_for(lambda: output().count("waits at 5") == 2, PATIENCE, output)
     slurm.cancel(story.job, "--signal=USR2")
     assert slurm.wait(story.job) == "COMPLETED", output()
     told = output()
@@ -277,7 +277,7 @@ def test_an_interactive_job_is_not_requeued(slurm: Slurm, tmp_path: Path) -> Non
         while "rank 0 waits" not in process.stdout.readline():
             assert process.poll() is None
         slurm.run("scancel", "--signal=USR1", "--name=by-hand", check=True)
-        output = process.communicate(timeout=60)[0]
+        output = process.communicate(timeout=PATIENCE)[0]
     assert "rank 0 ends with 138" in output and process.returncode == 138
     assert "it is interactive" in story.log() and story.status() == "interrupted"
 
@@ -353,6 +353,6 @@ def test_a_time_limit(slurm: Slurm, stories: dict[str, Story]) -> None:
     """A job told by --signal of its time limit, and one that is told by the limit itself, are requeued and finish."""
     for name, number in (("told", 138), ("batch", 140), ("late", 143)):
         story = stories[f"limit-{name}"]
-        assert slurm.wait(story.job, timeout=240) == "COMPLETED", slurm.output(story.job)
+        assert slurm.wait(story.job, timeout=280) == "COMPLETED", slurm.output(story.job)
         assert f"rank 0 ends with {number}" in slurm.output(story.job)
         assert slurm.show(story.job)["Restarts"] == "1" and story.reported() == BATCHES

@@ -102,13 +102,13 @@ class Run:
         """Kill something at a random instant of the training; gives when, None if the run had ended by then."""
         self._until(lambda: self._is_training() or self._has_ended())
         time.sleep(choose.uniform(0, 2.0))  # the instant, and no wait
+        at = time.time()  # before it is asked, so that an end of the run comes later than this
         if self._has_ended():
             return None
         if self._kind == "rank":
             pid = choose.choice([mark["pid"] for mark in self._marks("training")[-2:]])
         else:
             pid = choose.choice(self._agents).pid
-        at = time.time()
         with _gone_is_fine():
             os.kill(pid, signal.SIGKILL)
         if self._kind != "rank":

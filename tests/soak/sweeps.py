@@ -111,7 +111,7 @@ class SweepSoak:
             time.sleep(0.01)
 
     def _check_gone(self, children: list[psutil.Process]) -> None:
-        _, left = psutil.wait_procs(children, 10.0)
+        _, left = psutil.wait_procs(children, 60.0)
         self.wrong.extend(f"{process} lives on after its sweep was killed" for process in left)
 
     def _check(self) -> None:

@@ -26,6 +26,7 @@ def test_what_goes_wrong_fails_the_soak(monkeypatch: pytest.MonkeyPatch, capsys:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # some twenty processes start one after the other, each within a limit of its own
 def test_a_small_soak_of_launches(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Launched trainings whose ranks, agents and nodes are killed at random end as one that nobody killed."""
     monkeypatch.setattr(launches, "_KILLS_OF_A_RUN", 1)

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import random
+import threading
 from typing import Any
 
 import pytest
@@ -104,6 +105,9 @@ def test_a_store_that_never_answers_is_given_up(faulty: Faulty, monkeypatch: pyt
     with pytest.raises(StorageError, match=f"Could not write {url}/a/b: .*read_timeout"):
         open_store(url, options).write("a/b", [b"1"])
     # Two attempts, each of three tries of s3fs: with its timeout of 15 seconds that is a minute and a half.
+    waiting = threading.Event()
+    while proxy.count("PUT") < 6:  # the store may come to a request after it was given up
+        waiting.wait(0.01)
     assert proxy.count("PUT") == 6
 
 
@@ -152,7 +156,7 @@ def test_a_failed_upload_leaves_no_parts(faulty: Faulty, how: str, monkeypatch: 
     proxy.fail(how, times=100, method="PUT", having="partNumber=2")
     with pytest.raises(StorageError, match="Could not write"):
         open_store(url, options).write("weights", [memoryview(bytearray(11 * MIB))])
-    assert proxy.count("PUT", "partNumber=1") >= 1
+    assert proxy.count("PUT", "partNumber=2") >= 1  # others are sent at the same time, and given up with it
     assert uploads(url) == []
     with pytest.raises(FileNotFoundError):
         open_store(url, options).size("weights")

@@ -43,7 +43,7 @@ def postgres() -> Iterator[str]:
         init = ["initdb", "-D", str(data), "-U", _USER, "--auth=scram-sha-256", "--pwfile", str(folder / "password")]
         _run(programs, [*init, "--no-sync", "--encoding=UTF8", "--no-locale"], folder, as_user)
         options = f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1"
-        control = ["pg_ctl", "-D", str(data), "-w", "-l", str(folder / "log")]
+        control = ["pg_ctl", "-D", str(data), "-w", "-t", "200", "-l", str(folder / "log")]
         _run(programs, [*control, "-o", options, "start"], folder, as_user)
         try:
             yield f"postgresql://{_USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/postgres"

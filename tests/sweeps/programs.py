@@ -54,8 +54,10 @@ def wait(config: Waiting) -> float:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     mark = trainlab.output_dir / "begun"
     if not mark.exists():
-        mark.write_text(str(os.getpid()))
-        threading.Event().wait()
+        mark.with_suffix(".part").write_text(str(os.getpid()))
+        mark.with_suffix(".part").replace(mark)  # with all that is in it at once
+        while True:  # a signal that comes right before a wait is seen only after it
+            threading.Event().wait(0.01)
     return float(config.number)
 
 

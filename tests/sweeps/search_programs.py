@@ -74,7 +74,8 @@ def endless(params: dict[str, Any]) -> None:
     """Goes on until it is stopped, and takes a while to end."""
     (Path(trainlab.output_dir) / "begun").touch()
     try:
-        threading.Event().wait()
+        while True:  # a signal that comes right before a wait is seen only after it
+            threading.Event().wait(0.01)
     finally:
         threading.Event().wait(1.5)
 

@@ -284,7 +284,7 @@ def test_an_end_without_a_storage(tmp_path: Path) -> None:
             threading.Event().wait(0.01)
         (folder / "study.db").write_bytes(b"gone" * 4096)
         searcher.send_signal(signal.SIGINT)
-        told = searcher.communicate(timeout=40)[1]
+        told = searcher.communicate(timeout=200)[1]
     assert "StorageError: The search's storage cannot be reached" in told and searcher.returncode == 1
     record = json.loads((folder / "trial-0000" / "run.json").read_text())
     assert record["status"] == "interrupted"

@@ -107,7 +107,7 @@ def test_a_job_is_not_submitted_twice_though_its_submitter_was_killed(tmp_path: 
         slow = slurm.env | {"PATH": f"{slow_sbatch.parent}:{slurm.env['PATH']}", "PYTHONPATH": str(ROOT)}
         arguments = [sys.executable, str(SCRIPT), str(tmp_path), "slurm", "2", "partition=apart", "wait=0"]
         with subprocess.Popen(arguments, cwd=tmp_path, env=slow, start_new_session=True) as submitter:
-            cluster.wait_for((tmp_path / "submitted").exists, 60, "nothing was submitted")
+            cluster.wait_for((tmp_path / "submitted").exists, cluster.PATIENCE, "nothing was submitted")
             os.killpg(submitter.pid, signal.SIGKILL)
         lost = slurm.run("squeue", "-h", "--array", "--format=%i").stdout.split()
         assert len(lost) == 2

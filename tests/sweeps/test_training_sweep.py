@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("training_script.py")
-PATIENCE = 120.0
+PATIENCE = 200.0
 
 
 def start(folder: Path, **environment: str) -> "psutil.Popen":

@@ -13,8 +13,8 @@ from trainlab.checkpoint.manifest import UNFINISHED
 from trainlab.storage import open_store
 
 # Nobody is to come to these where the cause itself is told; where they are what is tried, they are short.
-PATIENT = {"TRAINLAB_TIMEOUT": "100", "TRAINLAB_HEARTBEAT_TIMEOUT": "100"}
-LIMIT = 50.0
+PATIENT = {"TRAINLAB_TIMEOUT": "250", "TRAINLAB_HEARTBEAT_TIMEOUT": "250"}
+LIMIT = 120.0
 
 
 class Outcome:

@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parents[2]
-_PATIENCE_SECONDS = 60
+_PATIENCE_SECONDS = 120
 
 
 def serve() -> list[str] | None:
@@ -63,7 +64,7 @@ class Process:
     def __init__(self, server: "Server", pid: int, out: Path, alive: int) -> None:
         self._server = server
         self._words: list[IO[str]] = []
-        self._alive: int | None = alive
+        self._alive, self._close_alive = alive, weakref.finalize(self, os.close, alive)
         self.pid = pid
         self.out = out
 
@@ -92,13 +93,12 @@ class Process:
 
     def gone(self, seconds: float = _PATIENCE_SECONDS) -> bool:
         """Wait until no process is left, neither it nor one that it forked; False if one is left for so long."""
-        if self._alive is not None:
+        if self._close_alive.alive:
             waiting = select.poll()
             waiting.register(self._alive, select.POLLHUP)
             if not waiting.poll(1000 * seconds):
                 return False
-            os.close(self._alive)
-            self._alive = None
+            self._close_alive()
         return True
 
     @property

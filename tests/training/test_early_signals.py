@@ -106,9 +106,9 @@ def test_forked_children_can_be_ended(tmp_path: Path) -> None:
     with trainlab.init(run_dir=tmp_path, progress=False):
         child = processes.Process(target=_signal_itself, args=(there,))
         child.start()
-        assert here.poll(30) and here.recv() == "alive"
+        assert here.poll(120) and here.recv() == "alive"
         child.terminate()
-        child.join(30)
+        child.join(120)
     assert child.exitcode == -signal.SIGTERM
 
 

@@ -20,7 +20,7 @@ ADDRESSES = ("10.213.7.1", "10.213.7.2")
 class Hosts(list[str]):
     """The names of the namespaces, the chief's first."""
 
-    def train(self, run_dir: Path, *args: faults.Fault, heartbeat: float = 100.0) -> Outcome:
+    def train(self, run_dir: Path, *args: faults.Fault, heartbeat: float = 250.0) -> Outcome:
         """Train with one rank on each."""
         env = {
             **PATIENT,
@@ -88,7 +88,7 @@ def test_a_link_that_is_cut(
 ) -> None:
     """After the link is cut each side ends within the limit and says that it has lost the other; a resume goes on."""
     try:
-        found = hosts.train(tmp_path / "run", (place, rank, time, "cut the link"), heartbeat=3)
+        found = hosts.train(tmp_path / "run", (place, rank, time, "cut the link"), heartbeat=10)
     finally:
         hosts.mend()
     assert all(found.statuses), found.outputs

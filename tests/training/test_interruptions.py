@@ -266,6 +266,8 @@ def test_a_second_process_is_told_who_holds_the_run(server: Server, tmp_path: Pa
     run_dir = tmp_path / "run"
     process = server.start(run_dir, "--features", "shuffle,workers2,best", pause_at="train:6")
     assert process.told() == "train 6 False"
+    while not (run_dir / "checkpoints" / "batch-0000005" / "manifest.json").exists():  # it is written beside
+        assert not process.gone(seconds=0.01)
     second, status = server.run(run_dir, "--features", "shuffle,workers2,best")
     assert status == 1 and "RunFolderError" in second.stderr and str(process.pid) in second.stderr
     with pytest.raises(RunFolderError, match=str(process.pid)):

@@ -127,4 +127,6 @@ def test_a_rank_that_draws_one_more_seed(tmp_path: Path) -> None:
         assert all(ranks.wait())
         outputs = ranks.outputs()
     told = re.findall(r"DisagreementError: (.*)", outputs)
-    assert any("2 calls of new_seed on rank 1, 1 on rank 0, up to batch 4" in line for line in told), outputs
+    # Ranks that take long for a batch also compare between two boundaries: here after the batch itself.
+    expected = r"2 calls of new_seed on rank 1, 1 on rank 0, up to batch [34]\b"
+    assert any(re.search(expected, line) for line in told), outputs
