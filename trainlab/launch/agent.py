@@ -258,8 +258,9 @@ def _scratch() -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        with (folder / "lock").open("wb") as lock:
+        with (folder / "unlocked").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            (folder / "unlocked").rename(folder / "lock")  # which nobody ever finds without a holder that lives
             for inner in ("logs", "torch", "notes"):
                 (folder / inner).mkdir()
             yield folder

@@ -288,9 +288,10 @@ class JobHandle(Generic[T]):
         Raises:
             LaunchError: SLURM refuses.
         """
-        self._source.cancel()
         if self._record.executor == "local":
-            self._cancelled.touch()
+            self._source.state()  # an error on another machine
+            self._cancelled.touch()  # before its end, which somebody may be waiting for
+        self._source.cancel()
 
     def remove_call(self) -> None:
         """Remove what was submitted, whose arguments may be secret; the job cannot be put back into the queue then.
