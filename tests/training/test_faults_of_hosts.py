@@ -88,7 +88,7 @@ def test_a_link_that_is_cut(
 ) -> None:
     """After the link is cut each side ends within the limit and says that it has lost the other; a resume goes on."""
     try:
-        found = hosts.train(tmp_path / "run", (place, rank, time, "cut the link"), heartbeat=10)
+        found = hosts.train(tmp_path / "run", (place, rank, time, "cut the link"), heartbeat=6)
     finally:
         hosts.mend()
     assert all(found.statuses), found.outputs

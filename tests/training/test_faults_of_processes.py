@@ -15,7 +15,7 @@ from tests.training.outcomes import LIMIT, PATIENT, Outcome, outcome
 CHIEF, OTHER = 0, 1
 NAMES = ["the chief", "another"]
 # So short that the test is, and longer than a busy machine lets a rank stand still that is not frozen.
-FREEZING = {"TRAINLAB_HEARTBEAT_TIMEOUT": "10"}
+FREEZING = {"TRAINLAB_HEARTBEAT_TIMEOUT": "6"}
 
 # Where a rank is lost, the phase that it was last seen in, and the checkpoints that are whole then.
 LOST = {
@@ -143,7 +143,7 @@ def test_a_second_ctrl_c_on_one_rank(tmp_path: Path, rank: int) -> None:
 @pytest.mark.slow
 def test_a_call_that_one_rank_makes(tmp_path: Path) -> None:
     """A collective that one rank calls alone ends in an error that says what each rank was doing, and where."""
-    env = {"TRAINLAB_TIMEOUT": "20"}
+    env = {"TRAINLAB_TIMEOUT": "10"}
     found = outcome(tmp_path / "run", ("train_batch", OTHER, 6, "gather alone"), env=env)
     assert all(found.statuses), found.outputs
     told = re.findall(r"Rank [01] of 2 waited in vain in train at batch 5: .*", found.log())[0]
