@@ -318,6 +318,7 @@ def test_a_full_disk_is_told_once_and_ends_no_loop(
     for _ in range(100):
         recorder.scalar("long", 1)
         recorder.image("x", np.random.default_rng(0).random((64, 64)))
+        recorder.params({"text": "x" * 2000})
         record(recorder, 20)
     assert len([path for path in (small_disk / "run").rglob("*") if path.is_file()]) <= 3
     monkeypatch.setattr(series, "_RETRY_SECONDS", 0.0)
@@ -325,8 +326,10 @@ def test_a_full_disk_is_told_once_and_ends_no_loop(
     with pytest.raises(OSError, match="No space"):
         recorder.flush()
     told = [one.getMessage() for one in caplog.records if one.levelno >= logging.ERROR]
-    assert len(told) == (1 if backend == "tensorboard" else 2), told  # of the numbers, and of the pictures
+    assert len(told) == (2 if backend == "tensorboard" else 3), told  # of the numbers, the parameters, the pictures
     filler.unlink()
+    recorder.params({"text": "x" * 2000})
+    assert (small_disk / "run" / "recorded_params.yaml").read_text() == f'text: "{"x" * 2000}"\n'
     first = recorder.count
     record(recorder, 2)
     recorder.image("y", np.zeros((2, 2)))

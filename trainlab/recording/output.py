@@ -13,6 +13,7 @@ from trainlab.recording.csv import CsvBackend
 from trainlab.recording.earlier import keep_before
 from trainlab.recording.exclusion import Exclusion
 from trainlab.recording.jsonl import JsonlBackend
+from trainlab.recording.params_file import ParamsFile
 from trainlab.recording.pictures import PictureFiles
 from trainlab.recording.record import Record
 from trainlab.recording.series import Backend, Series
@@ -28,7 +29,6 @@ _MAKE: dict[str, Callable[[Path], Backend]] = {
     "tensorboard": lambda folder: TensorBoardBackend(folder / "events"),
 }
 BACKENDS = tuple(_MAKE)
-_PARAMS = "recorded_params.yaml"
 
 # Two in one folder would cut each other's files; those of other processes are excluded by a lock.
 _open: "weakref.WeakValueDictionary[Path, Output]" = weakref.WeakValueDictionary()
@@ -61,7 +61,7 @@ class Output:
         tensorboard = made.get("tensorboard")
         self._tensorboard = tensorboard if isinstance(tensorboard, TensorBoardBackend) else None
         self._pictures = PictureFiles(folder) if {"csv", "jsonl"} & set(backends) else None
-        self._params_file = folder / _PARAMS if writes_files else None
+        self._params_file = ParamsFile(folder) if writes_files else None
         self._pid = os.getpid()
         self._folder = folder
         self._is_open = True
@@ -137,7 +137,7 @@ class Output:
         if self._pictures is not None:
             self._pictures.cut(count - 1 if count else None)
         if self._params_file is not None:
-            self._params_file.unlink(missing_ok=True)
+            self._params_file.remove()
         self.go_on()
 
     def forget(self) -> None:
@@ -200,11 +200,8 @@ class Output:
             self._series.attempt(board, lambda: board.writer.add_image(tag, array, count, dataformats="HWC"))
 
     def _write_params(self, count: int, text: str) -> None:
-        file = self._params_file
-        if file is None or (file.exists() and file.read_text(encoding="utf-8") == text):
+        if (file := self._params_file) is None or file.holds(text):
             return
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
-        if self._tensorboard is not None:
-            fenced = f"```yaml\n{text}```"
-            self._tensorboard.writer.add_text("params", fenced, count)
+        self._series.attempt(file, lambda: file.write(text))
+        if (board := self._tensorboard) is not None:
+            self._series.attempt(board, lambda: board.writer.add_text("params", f"```yaml\n{text}```", count))
