@@ -176,6 +176,14 @@ def left_of_nobody(names: set[str]) -> set[str]:
     return {name for name in names & shared_memory() if f"/dev/shm/{name}\n" not in used}
 
 
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended; one that nobody waits for is a zombie where no init does."""
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
 def until(happened: Callable[[], bool], what: Callable[[], str], timeout: float = DEADLINE) -> None:
     """Wait for something that is bound to happen."""
     end = time.monotonic() + timeout

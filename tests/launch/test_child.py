@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from tests.launch import called
+from tests.launch.launchers import is_gone
 from trainlab.errors import InvalidStateError, LaunchError, RankFailedError
 from trainlab.launch.child import ChildProcess
 
@@ -119,14 +119,6 @@ def test_a_child_is_killed_with_its_parent(tmp_path: Path, starter: str) -> None
         parent.kill()
         parent.wait()
     until(lambda: is_gone(pid), "the child lives on")
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended; one that nobody waits for is a zombie where no init does."""
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 @pytest.mark.parametrize("is_killed", [False, True])

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import trainlab
-from tests.launch.test_child import is_gone
+from tests.launch.launchers import is_gone
 from tests.sweeps.programs import Training, train
 from trainlab.cli.run_names import NamedRuns
 from trainlab.errors import InvalidTypeError, InvalidValueError, RunFolderError, SweepError
