@@ -2,16 +2,13 @@
 
 import enum
 import json
-import pickle
-import subprocess
-import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
 import trainlab
@@ -40,10 +37,6 @@ class Sizes(TypedDict):
     """What is written as YAML."""
 
     width: int
-
-
-class Model(BaseModel):
-    """What a main function can take."""
 
 
 class Activation(enum.Enum):
@@ -467,6 +460,14 @@ def test_values_of_a_call_are_of_the_parameters_type() -> None:
     assert one(type=int, default=3).read({"x": None}).params["x"] is None
 
 
+def test_a_line_is_a_list_of_texts() -> None:
+    """A program that gives a line as one text, or with numbers in it, is told so."""
+    for argv in ("--x 3", ["--x", 3], 3):
+        for run in (one().cli, trainlab.group(lambda: None, name="all").cli, trainlab.global_entrypoint):
+            with pytest.raises(InvalidTypeError, match="A command line is a list of its words"):
+                run(argv)  # type: ignore[operator]
+
+
 def test_options_may_be_written_with_underscores() -> None:
     """The spelling of torchrun, --nproc_per_node, is taken as well; a hidden parameter is never suggested."""
 
@@ -514,117 +515,6 @@ def test_secrets_are_never_shown() -> None:
     assert secret not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
-
-
-def test_an_experiment_is_named_like_its_function() -> None:
-    """The name is the function's in lower case with dashes, or the given one if it can be a folder."""
-
-    @trainlab.experiment
-    def Train_All(params: dict[str, Any]) -> None:
-        """Learns."""
-
-    assert (Train_All.name, Train_All.path, Train_All.help) == ("train-all", "train-all", "Learns.")
-    assert trainlab.experiment(name="x.1")(Train_All.main).name == "x.1"
-    for name in ("", "a b", "a/b", "-a", "../a"):
-        with pytest.raises(InvalidValueError, match="name of an experiment"):
-            trainlab.experiment(name=name)(Train_All.main)
-
-
-def model_last(context: Any, config: Model) -> None:
-    """Has its arguments the wrong way round."""
-
-
-@pytest.mark.parametrize(
-    "main",
-    [
-        lambda: None,
-        lambda a, b, c: None,
-        lambda *, key: None,
-        model_last,
-        3,
-        print,
-    ],
-)
-def test_a_main_function_of_another_form_is_an_error(main: Any) -> None:
-    """What is no function of (params), (params, context), a model, or a model and the context is refused at once."""
-    with pytest.raises(InvalidTypeError, match="made of a function|main function takes"):
-        trainlab.experiment(main)
-
-
-def test_a_main_function_that_would_not_run_is_an_error() -> None:
-    """A coroutine or a generator, of which a call runs nothing, is refused instead of recorded as finished."""
-
-    async def coroutine(params: dict[str, Any]) -> None: ...
-
-    def generator(params: dict[str, Any]) -> Any:
-        yield params
-
-    async def both(params: dict[str, Any]) -> Any:
-        yield params
-
-    for main in (coroutine, generator, both):
-        with pytest.raises(InvalidTypeError, match=f"runs nothing of it.*Received: .*{main.__name__}"):
-            trainlab.experiment(main)
-
-
-@pytest.mark.skipif(sys.version_info < (3, 14), reason="annotations are evaluated where they stand before Python 3.14")
-def test_types_for_a_type_checker_alone_are_told() -> None:
-    """A type that is there for type checkers alone may be the context's, and is told to be missing as a model."""
-    text = "def train(params, context: Context): ...\ndef other(config: Config): ..."
-    module: dict[str, Any] = {"__name__": "evaluated_late"}
-    exec(text, module)
-    assert trainlab.experiment(module["train"]).takes_context
-    with pytest.raises(InvalidTypeError, match="The type of config in other cannot be found"):
-        trainlab.experiment(module["other"])
-
-
-def test_a_line_is_a_list_of_texts() -> None:
-    """A program that gives a line as one text, or with numbers in it, is told so."""
-    for argv in ("--x 3", ["--x", 3], 3):
-        for run in (one().cli, trainlab.group(lambda: None, name="all").cli, trainlab.global_entrypoint):
-            with pytest.raises(InvalidTypeError, match="A command line is a list of its words"):
-                run(argv)  # type: ignore[operator]
-
-
-@trainlab.experiment
-def importable(params: dict[str, Any]) -> None:
-    """Can be sent to another process."""
-
-
-def test_an_experiment_pickles_by_reference() -> None:
-    """Another process gets the very experiment that its module defines, and the values that were read."""
-    assert pickle.loads(pickle.dumps(importable)) is importable
-    values = importable.read(environ={})
-    assert pickle.loads(pickle.dumps(values)) == values
-    assert pickle.loads(pickle.dumps(importable.parameters))[0] == importable.parameters[0]
-
-
-NOTEBOOK = """
-from __future__ import annotations
-import os
-import cloudpickle
-import trainlab
-from pydantic import BaseModel, Field
-
-class Config(BaseModel):
-    xs: list[int] = Field(default_factory=lambda: [1])
-
-@trainlab.parameter("above", int, 4)
-@trainlab.experiment
-@trainlab.parameter("below", lambda text: text[::-1])
-def train(config: Config): ...
-
-train.read(argv=["--below", "xyz"])
-os.write(1, cloudpickle.dumps(train))
-"""
-
-
-def test_an_experiment_of_a_notebook_is_sent_whole() -> None:
-    """What no other process can import is sent by value, with all of its parameters."""
-    done = subprocess.run([sys.executable, "-c", NOTEBOOK], capture_output=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    found = read(pickle.loads(done.stdout), "--below", "abc", "--xs", "2").params
-    assert (found["above"], found["below"], found["xs"]) == (4, "cba", [2])
 
 
 @pytest.mark.parametrize(
