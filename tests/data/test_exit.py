@@ -92,7 +92,8 @@ def test_a_program_ends_in_the_middle_of_a_loader(tmp_path: Path, workers: str) 
     assert run(tmp_path, ITERATING, workers) == "[0, 1]\n"
 
 
-@pytest.mark.parametrize("purpose", ["training", pytest.param("validation", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("purpose", ["training", "validation"])
 def test_a_program_ends_with_workers_that_torchs_loader_keeps(tmp_path: Path, purpose: str) -> None:
     """A script whose Trial holds a torch loader with persistent workers ends by itself after training."""
     assert run(tmp_path, TRAINING, purpose) == "2 workers\n"

@@ -131,7 +131,7 @@ def test_workers_see_what_torchs_see(method: str) -> None:
     assert os.getpid() not in {batch[0] for batch in batches}
 
 
-@pytest.mark.parametrize("persistent", [False, True])
+@pytest.mark.parametrize("persistent", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_persistent_workers_stay(persistent: bool) -> None:
     """Workers live on between epochs only where that is asked for, and give each epoch its own order either way."""
     loader = DataLoader(
@@ -167,7 +167,9 @@ def test_persistent_workers_of_an_iterable() -> None:
     assert epochs[0] != epochs[1] != epochs[2]
 
 
-@pytest.mark.parametrize("how", ["close", "next epoch", "end", "iterator"])
+@pytest.mark.parametrize(
+    "how", ["close", "end", *(pytest.param(how, marks=pytest.mark.slow) for how in ("next epoch", "iterator"))]
+)
 def test_no_worker_is_left(how: str) -> None:
     """No worker outlives the epoch that it was started for, whether that was left early or read to its end."""
     loader = DataLoader(Numbers(40), batch_size=2, num_workers=2, persistent_workers=how == "iterator")

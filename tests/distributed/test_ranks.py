@@ -39,7 +39,7 @@ def test_a_failure_tells_what_every_rank_printed() -> None:
 def test_a_hang_is_ended_and_tells_where() -> None:
     """A rank that hangs is ended when the time is up, and the failure names the line it hung at."""
     with pytest.raises(AssertionError, match=r'(?s)test_ranks.py", line \d+ in waits'):
-        run_ranks(waits, 1, timeout=10.0)  # in which it has to get there
+        run_ranks(waits, 1, timeout=6.0)  # in which it has to get there
 
 
 def test_ranks_can_be_stopped_and_killed() -> None:

@@ -136,6 +136,7 @@ def test_a_short_stop_is_no_failure(victim: int) -> None:
     assert outcome_of_pause(victim).statuses == [0, 0, 0]
 
 
+@pytest.mark.slow
 def test_a_call_that_others_do_not_make_is_told() -> None:
     """Ranks that wait in vain say what each rank was doing and for how long, and the one that stayed away ends too."""
     found = outcome(watched.absent)

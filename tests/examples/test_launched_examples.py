@@ -16,9 +16,7 @@ DIGITS = str(EXAMPLES / "digits.py")
 TWO = ["--processes", "2"]
 # What a shell would run, and where the result is printed.
 WAYS = [
-    pytest.param(
-        [*PYTHON, DIGITS, "--quick", "--platform", "cpu", *TWO], "console", id="launch", marks=pytest.mark.slow
-    ),
+    pytest.param([*PYTHON, DIGITS, "--quick", "--platform", "cpu", *TWO], "console", id="launch"),
     pytest.param(
         [sys.executable, "-m", "trainlab", "launch", "--device", "cpu", *TWO, DIGITS, "--quick"],
         "console",
@@ -28,7 +26,6 @@ WAYS = [
         [*PYTHON, DIGITS, "--quick", "--platform", "slurm", "--executor", "local", "--wait", *TWO],
         "slurm/*_0_log.out",
         id="slurm-local",
-        marks=pytest.mark.slow,
     ),
 ]
 
@@ -38,6 +35,7 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "console"), WAYS)
 def test_only_the_platform_changes(command: list[str], console: str, tmp_path: Path) -> None:
     """On every platform the digits example leaves one run with the metrics of one process, and shows one result."""

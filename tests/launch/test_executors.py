@@ -52,6 +52,7 @@ def test_the_local_executor_runs_ranks_as_processes(monkeypatch: pytest.MonkeyPa
         handle.logs(2)
 
 
+@pytest.mark.slow
 def test_a_local_job_is_requeued(tmp_path: Path) -> None:
     """The signal that announces the end starts a local job again, as it would a job of SLURM."""
     assert run(submitted.signal_itself, signal.SIGUSR2, 1).result(PATIENCE) == [1]
@@ -76,6 +77,7 @@ print(handle.wait(200))
         handle.result(PATIENCE)
 
 
+@pytest.mark.slow
 def test_errors_of_local_jobs_are_told(tmp_path: Path) -> None:
     """A rank that fails, and a result that cannot be sent, are told with the rank and the cause."""
     failing = run(submitted.fail_on, 1, processes=2)

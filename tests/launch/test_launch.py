@@ -81,6 +81,7 @@ def test_each_rank_finds_who_it_is() -> None:
     assert launched and attempt == "0"
 
 
+@pytest.mark.slow
 def test_a_decorated_function_is_launched() -> None:
     """``@on`` makes each call of a function a launch, and keeps its name and the function itself."""
     assert programs.decorated(5, more=2) == [7, 8]

@@ -110,13 +110,14 @@ with init_distributed() as ranks:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "status", "told"),
     [
         ("well", 0, ""),
-        pytest.param("error", 1, "ValueError: a mistake of the user's", marks=pytest.mark.slow),
-        pytest.param("status", 3, "Rank 1 of 2", marks=pytest.mark.slow),
-        pytest.param("kill", 128 + signal.SIGABRT, "SIGABRT", marks=pytest.mark.slow),
+        ("error", 1, "ValueError: a mistake of the user's"),
+        ("status", 3, "Rank 1 of 2"),
+        ("kill", 128 + signal.SIGABRT, "SIGABRT"),
     ],
 )
 def test_the_command_line_tells_how_a_script_ended(kind: str, status: int, told: str, tmp_path: Path) -> None:

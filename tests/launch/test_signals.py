@@ -33,7 +33,8 @@ def run_of(folder: Path) -> Path:
     return run_dir
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGHUP, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_training_in_good_order(tmp_path: Path, number: signal.Signals) -> None:
     """After SIGTERM, or when the terminal is closed, each rank ends its batch, and a checkpoint of it is there."""
     with training(tmp_path) as launcher:

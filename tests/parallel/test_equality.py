@@ -95,7 +95,7 @@ CASES = {
     ("fsdp", 1): FSDP_CASES,
     ("ddp", 1): DDP_CASES,
 }
-SLOW = [("ddp", 1), ("ddp", 4), ("fsdp", 1), ("fsdp", 3), ("fsdp", 4)]
+SLOW = [("ddp", 1), ("ddp", 3), ("ddp", 4), ("fsdp", 1), ("fsdp", 3), ("fsdp", 4)]
 
 
 def is_slow(way: str, size: int, case: str) -> bool:

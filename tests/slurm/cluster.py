@@ -47,7 +47,7 @@ JobCompLoc={folder}/log/jobcomp.txt
 MpiDefault=none
 SwitchType=switch/none
 ReturnToService=2
-KillWait=15
+KillWait=8
 SchedulerParameters=bf_interval=1,sched_interval=1,sched_min_interval=0,batch_sched_delay=0,requeue_delay=0
 SlurmdParameters=config_overrides
 JobRequeue=1

@@ -48,6 +48,7 @@ def numbers(several: list[dict[str, Any]]) -> list[list[int]]:
     return [one["numbers"] for one in several]
 
 
+@pytest.mark.slow
 def test_srun_needs_no_options(slurm: Slurm) -> None:
     """`srun python script.py` in a job of two nodes with two tasks each makes four ranks, who meet."""
     job = slurm.submit(f"srun {PLACE} all", "--nodes=2", "--ntasks-per-node=2")

@@ -41,6 +41,7 @@ def run(function: object, *args: object, platform: Platform) -> JobHandle:
     return launch(function, *args, platform=platform)
 
 
+@pytest.mark.slow
 def test_a_job_runs_on_two_nodes(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A function called on two nodes with two ranks each gives four results, also for a rank of another job."""
     monkeypatch.setenv("RANK", "7")
@@ -95,6 +96,7 @@ def test_a_function_that_is_no_training_is_called_again(slurm: Slurm) -> None:
         never.result(PATIENCE)
 
 
+@pytest.mark.slow
 def test_the_first_error_reaches_the_submitter(slurm: Slurm) -> None:
     """A job that fails tells which rank failed first, with its traceback, and is not requeued."""
     handle = run(submitted.fail_on, 1, platform=on_slurm(processes=2, setup=[OWN_PORT]))

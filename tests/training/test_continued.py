@@ -65,7 +65,7 @@ def status(run_dir: Path) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["told nothing", "told to resume"])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("size", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_and_started_again_a_launch_ends_as_if_it_never_was(tmp_path: Path, size: int, resume: bool) -> None:
     """Killed before its first checkpoint and twice after it, a launch ends in one folder, exact, each step once."""
     options = {**OPTIONS, "resume": resume}

@@ -80,9 +80,9 @@ def test_a_stopped_run_ends_as_an_uninterrupted_one(server: Server, tmp_path: Pa
     ("group", "place", "trained", "checkpoint"),
     [
         (False, "train 6", 6, 5),
-        (True, "train 6", 6, 5),
+        pytest.param(True, "train 6", 6, 5, marks=pytest.mark.slow),
         (True, "evaluate 10", 10, 8),
-        (True, "save 8", 8, 5),
+        pytest.param(True, "save 8", 8, 5, marks=pytest.mark.slow),
         (True, "write 8", 8, 5),
         (True, "committed 8", 8, 8),
     ],

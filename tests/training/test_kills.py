@@ -45,9 +45,8 @@ def test_the_list_of_points_is_complete() -> None:
     assert {point for points in EACH_POINT.values() for point in points} == named
 
 
-@pytest.mark.parametrize(
-    "mode", ["sync", *(pytest.param(mode, marks=pytest.mark.slow) for mode in EACH_POINT if mode != "sync")]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", EACH_POINT)
 def test_killed_at_each_point_of_a_write(server: Server, tmp_path: Path, mode: str) -> None:
     """Killed at each instant of a write and of retention in turn, a run ends as one that never was."""
     options = ("--epochs", 5)
@@ -89,7 +88,7 @@ def test_training_goes_on_beside_a_write(server: Server, tmp_path: Path, mode: s
 @pytest.mark.parametrize(
     ("features", "places", "instants"),
     [
-        pytest.param(*case, marks=pytest.mark.slow if number % 2 else ())
+        pytest.param(*case, marks=pytest.mark.slow if number % 6 else ())
         for number, case in enumerate([*((f, 3, 4) for f in FEATURES), *((f, 1, 3) for f in WITH_WORKERS)])
     ],
 )

@@ -83,6 +83,7 @@ def test_a_run_remembers_where_its_checkpoints_are(open_run: Any, caplog: pytest
     assert "had its checkpoints in" in caplog.text and "elsewhere" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_whole_run_on_a_store(open_run: Any, place: tuple[str, dict[str, Any]], cache: Path) -> None:
     """With a URL as run_dir all is on the store: from another machine the run goes on, each step recorded once."""
     url, options = place
@@ -139,6 +140,7 @@ def test_a_checkpoint_of_a_store_starts_a_new_local_run(open_run: Any, place: tu
         train(again, 9, latest_checkpoint=f"{url}/batch-0000005")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_on_a_store_is_passed_over(
     open_run: Any, caplog: pytest.LogCaptureFixture, cache: Path
 ) -> None:

@@ -75,11 +75,11 @@ def test_tensorboard_shows_each_step_once(server: Server, tmp_path: Path) -> Non
     ("kills", "first"),
     [
         (["train:2"], 0),
-        (["write:4"], 0),
+        pytest.param(["write:4"], 0, marks=pytest.mark.slow),
         (["committed:4"], 4),
-        (["save:8"], 5),
+        pytest.param(["save:8"], 5, marks=pytest.mark.slow),
         (["evaluate:5"], 4),
-        (["stepped:7", "counted:7"], 5),
+        pytest.param(["stepped:7", "counted:7"], 5, marks=pytest.mark.slow),
         (["committed:8", "committed:10", "committed:12", "committed:15", "committed:16"], 16),
         (["committed:24"], 24),
     ],
@@ -92,6 +92,7 @@ def test_it_goes_on_from_the_last_checkpoint_that_was_committed(
     assert found == first
 
 
+@pytest.mark.slow
 def test_killed_from_outside_with_workers_alive(server: Server, tmp_path: Path) -> None:
     """Killed from outside in the middle of a batch, a run leaves no worker, and is resumed exactly."""
     features = "shuffle,augment,dropout,workers2,best"
@@ -105,6 +106,7 @@ def test_killed_from_outside_with_workers_alive(server: Server, tmp_path: Path) 
     run.finish()
 
 
+@pytest.mark.slow
 def test_another_number_of_workers(server: Server, tmp_path: Path) -> None:
     """A run killed with two workers and resumed with three ends as one that had two all the time."""
     features = "shuffle,augment,dropout,accumulate,ahead"
@@ -118,6 +120,7 @@ def test_another_number_of_workers(server: Server, tmp_path: Path) -> None:
     check_recorded(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_fresh_interpreter(server: Server, tmp_path: Path) -> None:
     """Exactness hangs on nothing that a process inherits: an interpreter with a hash seed of its own goes on alike."""
     features = "shuffle,augment,dropout,accumulate,gan,batches,stateful,workers2"

@@ -20,7 +20,8 @@ with trainlab.init(progress=PROGRESS, device="cpu") as context:
 """
 
 
-@pytest.mark.parametrize("progress", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("progress", [True, False])
 def test_a_warning_is_on_stderr_without_any_logging_set_up(tmp_path: Path, progress: bool) -> None:
     """A program that sets up no logging shows trainlab's warnings, with the display on and off, once each."""
     program = f"import sys; sys.path.insert(0, {str(ROOT)!r})" + PROGRAM.replace("PROGRESS", str(progress))
