@@ -90,7 +90,7 @@ def test_a_long_range_is_kept_without_expanding_it():
     "value",
     [True, np.bool_(True), 1.0, "5", b"5", None, {1: 2}, iter([1]), (n for n in [1]), [1, 2.0], [True], ["1"], [[1]],
      Fraction(2), np.array([1.0]), np.array([True]), np.array([[1]]), Batch(1)],
-    ids=repr,
+    ids=lambda value: repr(value).partition(" at 0x")[0],
 )  # fmt: skip
 def test_what_is_no_int_and_no_container_of_ints_is_refused(value):
     """Booleans, floats, text, mappings and one-shot iterators are type errors that show what was received."""
