@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from trainlab.runs.run_record import rewrite
+
 __all__ = ["ParamsFile"]
 
 
@@ -41,13 +43,7 @@ class ParamsFile:
             text: YAML.
         """
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        part = self._path.with_suffix(".part")
-        try:
-            part.write_bytes(text.encode())
-            part.replace(self._path)
-        except OSError:
-            part.unlink(missing_ok=True)  # it is torn
-            raise
+        rewrite(self._path, text)
 
     def remove(self) -> None:
         """Remove it, if it is there."""

@@ -20,11 +20,12 @@ __all__ = [
     "module_of_program",
     "read_record",
     "replace_text",
+    "rewrite",
 ]
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file of a locked folder anew; whoever reads it meanwhile sees the old one, or the new.
+    """Write a file of a run's folder anew, as ``rewrite`` does.
 
     Args:
         path: The file.
@@ -32,6 +33,22 @@ def replace_text(path: Path, text: str) -> None:
 
     Raises:
         RunFolderError: It cannot be written.
+    """
+    try:
+        rewrite(path, text)
+    except OSError as error:
+        raise unusable(path, "written", error) from error
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Write a file of a locked folder anew; whoever reads it meanwhile sees the old one, or the new.
+
+    Args:
+        path: The file.
+        text: What is to be in it.
+
+    Raises:
+        OSError: It cannot be written; the old one is as it was.
     """
     # Always the same name: the folder is locked, and what a killed process left is written over.
     temporary = path.with_name(f".{path.name}.tmp")
@@ -42,10 +59,10 @@ def replace_text(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except OSError as error:
+    except OSError:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise unusable(path, "written", error) from error
+        raise
 
 
 def read_record(path: Path, shown: Path | str) -> dict[str, Any]:
