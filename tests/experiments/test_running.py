@@ -28,7 +28,7 @@ from tests.experiments.running_programs import (
     only_run,
     record_of,
 )
-from tests.launch.launchers import until
+from tests.launch.launchers import is_gone, until
 from trainlab.errors import InvalidStateError, InvalidValueError, RunFolderError
 from trainlab.experiments import running
 
@@ -523,5 +523,5 @@ def test_a_signal_does_not_wait_for_git(tmp_path: Path) -> None:
         until(lambda: place.exists() and place.read_text(), lambda: "git was not asked")
         process.terminate()
         assert process.wait(timeout=120) == 143
-    until(lambda: not Path(f"/proc/{place.read_text().strip()}").exists(), lambda: "git is left")
+    until(lambda: is_gone(int(place.read_text())), lambda: "git is left")
     assert record_of(only_run(tmp_path / "runs", "train"))["status"] == "interrupted"

@@ -16,7 +16,8 @@ from trainlab.launch import Platform, launch
 def mine(number):
     return number + get_rank()
 """
-CALL = 'print("results:", launch(mine, 40, platform=Platform(device="cpu", processes=2)))\n'
+LAUNCH = 'launch(mine, 40, platform=Platform(device="cpu", processes=2))'
+CALL = f'print("results:", {LAUNCH})\n'
 GUARDED = f'{FUNCTION}\nif __name__ == "__main__":\n    {CALL}'
 # As where it is not installed.
 WITHOUT = 'import sys\nsys.modules["cloudpickle"] = None\n'
@@ -85,8 +86,8 @@ def test_a_decorated_function_of_a_script(tmp_path: Path) -> None:
 def test_torchrun_works_as_well(tmp_path: Path) -> None:
     """In a rank of torchrun's a launch calls the function there, once on each, and each has all results."""
     # As one text: two processes that write to one file by pieces may mix them.
-    program = GUARDED.replace('print("results:", launch(', 'print("%s has %s" % (os.environ["RANK"], launch(')
-    (tmp_path / "mine.py").write_text(program.replace("processes=2)))", "processes=2))))"))
+    call = f'print("%s has %s" % (os.environ["RANK"], {LAUNCH}))'
+    (tmp_path / "mine.py").write_text(GUARDED.replace(CALL, call))
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()), "mine.py"]
     with Launcher(command, tmp_path) as launcher:
         assert launcher.wait() == 0, launcher.said()

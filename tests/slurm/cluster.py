@@ -15,10 +15,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+
+from tests.distributed.ranks import free_port
 
 CONFIGURATION = """\
 ClusterName=ci
@@ -108,7 +110,8 @@ class Slurm:
         (munge / "munge.key").write_bytes(os.urandom(1024))
         (munge / "munge.key").chmod(0o400)
         host = socket.gethostname().partition(".")[0]
-        self.conf.write_text(CONFIGURATION.format(folder=self.folder, host=host, ports=_free_ports(1 + len(NODES))))
+        ports = [free_port() for _ in range(1 + len(NODES))]
+        self.conf.write_text(CONFIGURATION.format(folder=self.folder, host=host, ports=ports))
         options = ("key-file", "munge.key"), ("socket", "munge.sock"), ("pid-file", "munged.pid"), ("seed-file", "seed")
         self._daemon("munged", "--foreground", "--force", *(f"--{name}={munge / file}" for name, file in options))
         wait_for((munge / "munge.sock").exists, 60, "munged has no socket")
@@ -250,14 +253,6 @@ def running() -> Iterator[Slurm]:
         left = started.stop()
         shutil.rmtree(place, ignore_errors=True)
     assert not left, f"processes were left: {left}"
-
-
-def _free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def wait_for(is_so: Callable[[], bool], seconds: float, otherwise: str | Callable[[], str]) -> None:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.distributed.ranks import free_port
+from tests.launch.launchers import is_gone
 
 __all__ = ["LaunchSoak", "main"]
 
@@ -166,7 +167,7 @@ class Run:
     def _is_training(self) -> bool:
         """Tell whether both ranks have trained since the last start of theirs."""
         pids = {mark["pid"] for mark in self._marks("training")[-2:]}
-        return len(pids) == 2 and all(_is_alive(pid) for pid in pids)
+        return len(pids) == 2 and not any(map(is_gone, pids))
 
     def _has_ended(self) -> bool:
         return bool(self._marks("end")) or all(agent.poll() is not None for agent in self._agents)
@@ -197,13 +198,6 @@ def _gone_is_fine() -> Iterator[None]:
         yield
     except ProcessLookupError:
         return
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(") ", 1)[1][0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def main(arguments: list[str]) -> int:
